@@ -1,0 +1,1 @@
+"""Point-in-time snapshots of a raft node's key-value store, streamed and saved durably."""

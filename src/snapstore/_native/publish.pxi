@@ -1,0 +1,194 @@
+# The save of one file: a temporary one without a name, then its name, for good.
+#
+# From the open on, the descriptor belongs to a struct here, and from the last fsync to the
+# directory's there is one call in C, so that no signal and no exception can fall between. The order:
+# fsync file, fsync manifest, lock the directory, name the manifest, name the file without replacing,
+# fsync the directory. An fsync that failed is never repeated: the kernel forgets the error and
+# answers 0 while the pages are lost.
+
+cdef enum:
+    TEMP_ATTEMPTS_MAX = 8        # a cleaner may take a temporary file between its open and its lock
+
+cdef enum PublishStage:
+    STAGE_CHECK, STAGE_MODE, STAGE_SYNC, STAGE_MANIFEST, STAGE_LOCK, STAGE_NAME, STAGE_SYNC_DIRECTORY, STAGE_DONE
+
+cdef struct Publication:
+    int directory                # a descriptor; borrowed
+    int fd                       # the snapshot's bytes; -1 when closed
+    const char* temp_name        # NULL: the file is nameless
+    const char* name
+    const char* manifest_temp_name
+    const char* manifest_name
+    const char* manifest
+    size_t manifest_size
+    PublishStage stage           # where it stopped
+    bint named                   # the file has its lasting name
+    int64_t sync_ns              # how long the fsyncs took, the directory's included
+
+
+cdef int temp_create(int directory, const char* name) noexcept nogil:
+    """A new locked file, or a negative errno. The lock tells a cleaner that its saver lives."""
+    cdef struct_stat ours, named
+    cdef int fd, code, attempt
+    for attempt in range(TEMP_ATTEMPTS_MAX):
+        fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+        if fd < 0:
+            return -errno
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 and fstat(fd, &ours) == 0
+                and fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0
+                and ours.st_ino == named.st_ino and ours.st_dev == named.st_dev):
+            return fd
+        code = errno
+        close(fd)
+        if code != ENOENT and code != EAGAIN:
+            unlinkat(directory, name, 0)
+            return -code
+    return -EBUSY
+
+
+cdef int nameless_create(int directory) noexcept nogil:
+    """A new file without a name, or a negative errno where the file system has none."""
+    # Without O_EXCL, which would forbid to name it later; readable, to be verified before it is named.
+    cdef int fd = openat(directory, b".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0o600)
+    return fd if fd >= 0 else -errno
+
+
+cdef inline bint nameless_unsupported(int code) noexcept nogil:
+    return code == -EOPNOTSUPP or code == -EISDIR or code == -EINVAL or code == -ENOENT
+
+
+cdef int sync_timed(Publication* publication, int fd) noexcept nogil:
+    cdef int64_t began = now_ns()
+    cdef int code = 0
+    if fsync(fd) < 0:
+        code = -errno
+    publication.sync_ns += now_ns() - began
+    return code
+
+
+cdef int write_whole(int fd, const char* data, size_t size) noexcept nogil:
+    cdef ssize_t count
+    while size:
+        count = write(fd, data, size)
+        if count == 0 or (count < 0 and errno != EINTR):
+            return -errno if count < 0 else -EIO
+        if count > 0:
+            data += count
+            size -= count
+    return 0
+
+
+cdef int manifest_write(Publication* publication) noexcept nogil:
+    """The manifest under its temporary name, synced; its descriptor, which holds the lock."""
+    cdef int fd = temp_create(publication.directory, publication.manifest_temp_name)
+    cdef int code
+    if fd < 0:
+        return fd
+    code = write_whole(fd, publication.manifest, publication.manifest_size)
+    if code == 0:
+        code = sync_timed(publication, fd)
+    if code:
+        unlinkat(publication.directory, publication.manifest_temp_name, 0)
+        close(fd)
+    return code if code else fd
+
+
+cdef int lock_directory(int directory) noexcept nogil:
+    """A descriptor that holds the directory's lock; of its own, so that threads exclude each other."""
+    cdef int fd = openat(directory, b".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    cdef int code
+    if fd < 0:
+        return -errno
+    while flock(fd, LOCK_EX) < 0:
+        if errno != EINTR:
+            code = -errno
+            close(fd)
+            return code
+    return fd
+
+
+cdef int name_nameless(Publication* publication) noexcept nogil:
+    cdef char path[64]
+    if linkat(publication.fd, b"", publication.directory, publication.name, AT_EMPTY_PATH) == 0:
+        return 0
+    if errno == EEXIST:
+        return -errno
+    # Older kernels ask for a capability; they all take the way through /proc.
+    snprintf(path, 64, b"/proc/self/fd/%d", publication.fd)
+    if linkat(AT_FDCWD, path, publication.directory, publication.name, AT_SYMLINK_FOLLOW) == 0:
+        return 0
+    return -errno
+
+
+cdef int name_temp(Publication* publication) noexcept nogil:
+    if renameat2(publication.directory, publication.temp_name, publication.directory, publication.name,
+                 RENAME_NOREPLACE) == 0:
+        return 0
+    if errno != EINVAL and errno != ENOSYS:
+        return -errno
+    if linkat(publication.directory, publication.temp_name, publication.directory, publication.name, 0) < 0:
+        return -errno
+    unlinkat(publication.directory, publication.temp_name, 0)
+    return 0
+
+
+cdef int publish_names(Publication* publication) noexcept nogil:
+    """Give the manifest and the file their names; the directory is locked."""
+    cdef struct_stat status
+    cdef int code
+    publication.stage = STAGE_NAME
+    if fstatat(publication.directory, publication.name, &status, AT_SYMLINK_NOFOLLOW) == 0:
+        code = -EEXIST
+    elif renameat(publication.directory, publication.manifest_temp_name, publication.directory,
+                  publication.manifest_name) < 0:
+        code = -errno
+    else:
+        code = name_temp(publication) if publication.temp_name != NULL else name_nameless(publication)
+        if code:
+            unlinkat(publication.directory, publication.manifest_name, 0)
+            return code
+        publication.named = True
+    if code:
+        unlinkat(publication.directory, publication.manifest_temp_name, 0)
+    return code
+
+
+cdef int publish_locked(Publication* publication) noexcept nogil:
+    cdef int code = publish_names(publication)
+    cdef int sync_code
+    if code and code != -EEXIST:
+        return code
+    # "Exists" must be as lasting as "saved": whoever named it may have died before its own fsync.
+    sync_code = sync_timed(publication, publication.directory)
+    if sync_code:
+        publication.stage = STAGE_SYNC_DIRECTORY
+        return sync_code
+    if code == 0:
+        publication.stage = STAGE_DONE
+    return code
+
+
+cdef int publish(Publication* publication) noexcept nogil:
+    """From the last byte to the lasting name; 0, or a negative errno with the stage it stands at."""
+    cdef int manifest_fd, lock_fd, code
+    publication.stage = STAGE_MODE
+    if fchmod(publication.fd, 0o600) < 0:
+        return -errno
+    publication.stage = STAGE_SYNC
+    code = sync_timed(publication, publication.fd)
+    if code:
+        return code
+    publication.stage = STAGE_MANIFEST
+    manifest_fd = manifest_write(publication)
+    if manifest_fd < 0:
+        return manifest_fd
+    publication.stage = STAGE_LOCK
+    lock_fd = lock_directory(publication.directory)
+    if lock_fd < 0:
+        unlinkat(publication.directory, publication.manifest_temp_name, 0)
+        close(manifest_fd)
+        return lock_fd
+    code = publish_locked(publication)
+    close(lock_fd)
+    close(manifest_fd)
+    return code

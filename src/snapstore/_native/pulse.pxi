@@ -1,0 +1,95 @@
+# The pulse of a transfer: what it looks at between two pieces of work and in every wait.
+#
+# Time, Ctrl-C, the caller's wish to stop, and the peer's silence. No buffers, no files. A wait is
+# cut into slices, so that a signal handler (which only the main thread may run) is never late.
+
+cdef enum:
+    SLICE_MS = 50                # a wait this long, then a look around: half of what is promised
+    SLICE_NS = 50 * 1000 * 1000
+
+    # Outcomes that are not an errno; all below the range of errno.
+    SIGNALLED = -1001            # a signal handler raised; its exception is set
+    CANCELLED = -1002            # Progress.cancel()
+    TRUNCATED = -1003            # the source ended early
+    TOO_LARGE = -1004            # the source has more than was declared or allowed
+    DIGEST_WRONG = -1005         # a chunk, or the whole, is not what its digest says
+    FRAME_WRONG = -1006          # the framing of the wire is not as agreed
+    SOURCE_RAISED = -1007        # a Python reader raised; the exception is kept beside the source
+    RING_CLOSED = -1008          # the pipe's other end went away
+    IMAGE_CLOSED = -1009         # the snapshot behind an image was given back
+
+cdef struct ProgressState:
+    uint64_t bytes
+    int cancelled
+
+cdef struct Pulse:
+    int64_t checked_ns           # when signals were last looked at
+    int64_t idle_ns_max          # silence allowed in one wait; negative: for ever
+    bint on_main                 # only the main thread runs Python's signal handlers
+    ProgressState* progress      # NULL: nobody watches
+
+cdef extern from * nogil:
+    """
+    static inline uint64_t atomic_read_u64(const uint64_t *at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+    static inline void atomic_add_u64(uint64_t *at, uint64_t by) { __atomic_fetch_add(at, by, __ATOMIC_RELAXED); }
+    static inline int atomic_read_int(const int *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+    static inline void atomic_write_int(int *at, int value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
+    """
+    uint64_t atomic_read_u64(const uint64_t* at) noexcept
+    void atomic_add_u64(uint64_t* at, uint64_t by) noexcept
+    int atomic_read_int(const int* at) noexcept
+    void atomic_write_int(int* at, int value) noexcept
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int run_signal_handlers() noexcept with gil:
+    # The exception stays set in this thread; the face of the transfer passes it on.
+    return PyErr_CheckSignals()
+
+
+cdef int pulse_check(Pulse* pulse) noexcept nogil:
+    """0 to go on, SIGNALLED or CANCELLED. Cheap enough for every piece of work."""
+    cdef int64_t now
+    if pulse.progress != NULL and atomic_read_int(&pulse.progress.cancelled):
+        return CANCELLED
+    if not pulse.on_main:
+        return 0
+    now = now_ns()
+    if now - pulse.checked_ns < SLICE_NS:
+        return 0
+    pulse.checked_ns = now
+    return SIGNALLED if run_signal_handlers() else 0
+
+
+cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
+    """Wait until `fd` is ready for `events`; 0, an outcome, -ETIMEDOUT, or another negative errno."""
+    cdef pollfd waited
+    cdef int ready, code
+    cdef int64_t began = now_ns()
+    while True:
+        waited.fd = fd
+        waited.events = events
+        waited.revents = 0
+        ready = poll(&waited, 1, SLICE_MS)
+        if ready > 0:
+            # An error or a hang-up is for the read or the write that follows to report.
+            return -EBADF if waited.revents & POLLNVAL else 0
+        if ready < 0 and errno != EINTR:
+            return -errno
+        if ready < 0:
+            pulse.checked_ns = 0
+        code = pulse_check(pulse)
+        if code:
+            return code
+        if pulse.idle_ns_max >= 0 and now_ns() - began >= pulse.idle_ns_max:
+            return -ETIMEDOUT
+
+
+cdef inline void pulse_moved(Pulse* pulse, uint64_t count) noexcept nogil:
+    if pulse.progress != NULL:
+        atomic_add_u64(&pulse.progress.bytes, count)

@@ -1,0 +1,128 @@
+# The face of a file on its way to a lasting name.
+
+cdef class SaveFile:
+    """A new file in a directory, nameless or under a temporary name, until `publish` names it.
+
+    `directory_fd` is the directory's descriptor. `temp_name` is used where the file system knows no
+    nameless files, or where `nameless` is false. Owns its descriptors from the first moment: a file
+    that is dropped, for whatever reason, leaves nothing behind. One thread at a time.
+    """
+
+    cdef int directory
+    cdef int file
+    cdef bytes temp_name         # None: nameless, or gone
+    cdef bint busy
+    cdef int pid
+
+    def __cinit__(self, int directory_fd, bytes temp_name not None, *, nameless=True):
+        cdef int code = -EOPNOTSUPP
+        cdef const char* temp = temp_name
+        cdef bint try_nameless = nameless
+        self.directory = self.file = -1
+        self.pid = getpid()
+        self.directory = fcntl(directory_fd, F_DUPFD_CLOEXEC, 3)
+        if self.directory < 0:
+            raise OSError(errno, strerror(errno).decode())
+        with nogil:
+            if try_nameless:
+                code = nameless_create(self.directory)
+        if code < 0 and (not try_nameless or nameless_unsupported(code)):
+            with nogil:
+                code = temp_create(self.directory, temp)
+            if code >= 0:
+                self.temp_name = temp_name
+        if code < 0:
+            raise outcome_error(code, 0, 0)
+        self.file = code
+
+    @property
+    def fd(self):
+        """The file's descriptor, to read from; -1 when it is published or discarded."""
+        return self.file
+
+    @property
+    def nameless(self):
+        """Whether a kill leaves nothing to sweep."""
+        return self.temp_name is None
+
+    cdef int begin(self) except -1:
+        if self.pid != getpid():
+            raise ForkedProcess("this save was begun before the fork; the parent goes on with it")
+        if self.file < 0:
+            raise ValueError("the file was published or discarded")
+        if self.busy:
+            raise ValueError("another thread is using this file")
+        self.busy = True
+        return 0
+
+    def fill(self, source, **options):
+        """Copy `source` into the file: `save` with its options; returns Copied."""
+        self.begin()
+        try:
+            return save(source, self.file, **options)
+        finally:
+            self.busy = False
+
+    def publish(self, bytes name not None, *, bytes manifest not None, bytes manifest_name not None,
+                bytes manifest_temp_name not None):
+        """Make the file last under `name`, with `manifest` beside it; seconds spent in fsync.
+
+        Returns (stage, errno, seconds): stage "done", or where it stopped. One call in C from the
+        first fsync to the directory's; no signal falls between. Never replaces a name.
+        """
+        self.begin()
+        cdef Publication publication
+        cdef int code
+        memset(&publication, 0, sizeof(Publication))
+        publication.directory = self.directory
+        publication.fd = self.file
+        if self.temp_name is not None:
+            publication.temp_name = self.temp_name
+        publication.name = name
+        publication.manifest_temp_name = manifest_temp_name
+        publication.manifest_name = manifest_name
+        publication.manifest = manifest
+        publication.manifest_size = len(manifest)
+        with nogil:
+            code = publish(&publication)
+        self.busy = False
+        if publication.named:
+            self.temp_name = None
+        self.discard()
+        return STAGE_NAMES[<int>publication.stage], -code, publication.sync_ns / 1e9
+
+    def discard(self):
+        """Close the file and leave nothing of it, unless it was published. May come twice."""
+        if self.busy:
+            raise ValueError("another thread is using this file")
+        self.drop()
+
+    cdef void drop(self) noexcept:
+        if self.file >= 0:
+            if self.temp_name is not None and self.pid == getpid():
+                unlinkat(self.directory, <const char*>self.temp_name, 0)
+            close(self.file)
+            self.file = -1
+        if self.directory >= 0:
+            close(self.directory)
+            self.directory = -1
+        self.temp_name = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.discard()
+
+    def __dealloc__(self):
+        self.drop()
+
+
+def lock(int directory_fd):
+    """Lock a directory against publishing savers; the descriptor that holds it, to be closed."""
+    cdef int code
+    with nogil:
+        code = lock_directory(directory_fd)
+    if code < 0:
+        raise outcome_error(code, 0, 0)
+    return code

@@ -1,0 +1,305 @@
+# The transfers' faces: hold what is borrowed, leave the GIL once, name what came of it.
+
+cdef class Progress:
+    """How far a transfer is, to be looked at from any thread while it runs."""
+
+    cdef ProgressState state
+
+    @property
+    def bytes(self):
+        """How many bytes of the snapshot have passed."""
+        return atomic_read_u64(&self.state.bytes)
+
+    @property
+    def cancelled(self):
+        """Whether `cancel` was called."""
+        return atomic_read_int(&self.state.cancelled) != 0
+
+    def cancel(self):
+        """Make the transfer end within 100 ms, with PipeClosed. Any thread."""
+        atomic_write_int(&self.state.cancelled, 1)
+
+
+cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s) except -1:
+    cdef double idle_s
+    memset(pulse, 0, sizeof(Pulse))
+    pulse.idle_ns_max = -1
+    if idle_timeout_s is not None:
+        idle_s = idle_timeout_s
+        if not idle_s > 0:
+            raise ValueError(f"idle_timeout_s must be above 0, or None for no limit, not {idle_timeout_s}")
+        pulse.idle_ns_max = <int64_t>(min(idle_s, 1e9) * 1e9)
+    pulse.on_main = threading_main().ident == PyThread_get_thread_ident()
+    if progress is not None:
+        pulse.progress = &progress.state
+    return 0
+
+
+cdef int pass_on_exception() except -1:
+    return -1
+
+
+cdef int raise_outcome(int64_t code, owner, uint64_t size, size_t chunk) except -1:
+    """Raise what `code` stands for; `owner` is whose reason counts, where there is one."""
+    if code == SIGNALLED:
+        pass_on_exception()
+    if code == SOURCE_RAISED and isinstance(owner, _Reader):
+        raise (<_Reader>owner).error
+    if code == RING_CLOSED and isinstance(owner, _Pipe):
+        raise (<_Pipe>owner).closed_error()
+    raise outcome_error(code, size, chunk)
+
+
+cdef class _Reader:
+    """A Python reader behind a source, and what it raised."""
+
+    cdef object read
+    cdef object error
+
+
+cdef int64_t reader_read(void* borrowed, char* buffer, size_t size) noexcept with gil:
+    cdef _Reader reader = <_Reader>borrowed
+    cdef Py_buffer view
+    cdef int64_t count
+    try:
+        PyObject_GetBuffer(reader.read(size), &view, PyBUF_SIMPLE)
+        count = view.len
+        if <size_t>count <= size:
+            memcpy(buffer, view.buf, count)
+        PyBuffer_Release(&view)
+        if <size_t>count > size:
+            raise ValueError(f"the reader returned {count} bytes where {size} were asked for")
+        return count
+    except BaseException as error:  # It crosses C and is raised again by the transfer's face.
+        reader.error = error
+        return SOURCE_RAISED
+
+
+cdef class _Source:
+    """A source, opened: it keeps alive and counted what its struct points to, until `finish`."""
+
+    cdef SourceState state
+    cdef object owner
+    cdef Py_buffer view
+    cdef bint has_view
+    cdef bint finished
+
+    def __init__(self, origin, offset=None, length=None):
+        self.owner = origin
+        self.state.fd = -1
+        self.state.left = SIZE_UNKNOWN if length is None else check_size(length, "length")
+        self.state.offset = 0 if offset is None else check_size(offset, "offset")
+        if isinstance(origin, Image):
+            self.open_image(origin)
+        elif isinstance(origin, PipeReader):
+            (<PipeReader>origin).check_open()
+            self.state.kind = SOURCE_RING
+            self.owner = (<PipeReader>origin).shared
+            self.state.ring = (<PipeReader>origin).shared.ring
+        elif isinstance(origin, Frames):
+            self.state.kind = SOURCE_FRAMES
+            self.state.frame = &(<Frames>origin).state
+        elif isinstance(origin, Body):
+            self.state.kind = SOURCE_BODY
+            self.state.body = &(<Body>origin).state
+        elif isinstance(origin, int):
+            self.open_fd(origin, offset is not None)
+        elif PyObject_CheckBuffer(origin):
+            self.open_memory(origin)
+        elif hasattr(origin, "read"):
+            self.open_reader(origin)
+        else:
+            raise TypeError(f"cannot read a snapshot from {type(origin).__name__}")
+
+    cdef int open_image(self, Image image) except -1:
+        image.check()
+        image.users += 1
+        self.state.kind = SOURCE_IMAGE
+        self.state.image = &image.state
+        self.state.left = min(self.state.left, image.state.size - min(self.state.offset, image.state.size))
+        return 0
+
+    cdef int open_fd(self, int fd, bint at_offset) except -1:
+        cdef struct_stat status
+        self.state.fd = fd
+        if fstat(fd, &status) < 0:
+            raise OSError(errno, strerror(errno).decode())
+        if S_ISDIR(status.st_mode):
+            raise IsADirectoryError(EISDIR, strerror(EISDIR).decode())
+        if S_ISSOCK(status.st_mode):
+            self.state.kind = SOURCE_SOCKET
+        elif at_offset:
+            self.state.kind = SOURCE_FILE
+        else:
+            self.state.kind = SOURCE_STREAM
+            self.state.polls = not S_ISREG(status.st_mode) and not S_ISBLK(status.st_mode)
+        return 0
+
+    cdef int open_memory(self, origin) except -1:
+        PyObject_GetBuffer(origin, &self.view, PyBUF_SIMPLE)
+        self.has_view = True
+        self.state.kind = SOURCE_MEMORY
+        self.state.memory = <const char*>self.view.buf
+        self.state.left = min(self.state.left, <uint64_t>self.view.len - min(self.state.offset,
+                                                                         <uint64_t>self.view.len))
+        return 0
+
+    cdef int open_reader(self, origin) except -1:
+        cdef _Reader reader = _Reader()
+        reader.read = origin.read
+        self.owner = reader
+        self.state.kind = SOURCE_READER
+        self.state.reader = <void*>reader
+        return 0
+
+    cdef int finish(self) except -1:
+        """Give back what was borrowed. Comes once, after the transfer."""
+        if self.finished:
+            return 0
+        self.finished = True
+        source_finish(&self.state)
+        if self.state.kind == SOURCE_IMAGE:
+            (<Image>self.owner).leave()
+        if self.has_view:
+            PyBuffer_Release(&self.view)
+        return 0
+
+    def __dealloc__(self):
+        if self.has_view and not self.finished:
+            PyBuffer_Release(&self.view)
+
+
+cdef class _Scratch:
+    """Page-aligned memory for one transfer."""
+
+    cdef char* memory
+
+    def __cinit__(self, size_t size):
+        cdef void* memory = NULL
+        if posix_memalign(&memory, PAGE, size):
+            raise MemoryError(f"no memory for a buffer of {size} bytes")
+        self.memory = <char*>memory
+
+    def __dealloc__(self):
+        free(self.memory)
+
+
+cdef class _Digests:
+    """The digests that a transfer gathers, and those it must find."""
+
+    cdef Digests state
+    cdef uint32_t* expected
+
+    def __init__(self, expected=None):
+        cdef size_t number
+        if expected is not None:
+            self.expected = <uint32_t*>malloc(max(1, len(expected)) * sizeof(uint32_t))
+            if self.expected == NULL:
+                raise MemoryError
+            for number, digest in enumerate(expected):
+                self.expected[number] = digest
+            self.state.expected = self.expected
+            self.state.expected_count = len(expected)
+
+    cdef object copied(self):
+        return Copied(self.state.size, self.state.whole,
+                      tuple([self.state.chunks[number] for number in range(self.state.count)]))
+
+    def __dealloc__(self):
+        free(self.state.chunks)
+        free(self.expected)
+
+
+def send(source, fd, *, offset=0, length=None, progress=None, idle_timeout_s=None):
+    """Write `source` to the descriptor `fd`, bare, in one call without the GIL; how many bytes.
+
+    `source` is an Image, a PipeReader, a descriptor, a bytes-like object, or has `read(size)`.
+    `offset` and `length` in bytes choose a part of an image, of memory, or of a file given by its
+    descriptor. Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError; what
+    the system refuses raises OSError.
+    """
+    cdef _Source opened = _Source(source, offset if offset else None, length)
+    cdef _Scratch scratch = _Scratch(PIECE_SIZE)
+    cdef Pulse pulse
+    cdef int64_t count
+    cdef int target = fd
+    try:
+        pulse_start(&pulse, progress, idle_timeout_s)
+        with nogil:
+            count = stream_out(&opened.state, target, scratch.memory, PIECE_SIZE, &pulse)
+        if count < 0:
+            raise_outcome(count, opened.owner, opened.state.offset, 0)
+        return count
+    finally:
+        opened.finish()
+
+
+def send_frames(source, fd, *, size, chunk_size, http_chunked=False, progress=None, idle_timeout_s=None):
+    """Write `source` to `fd` as the frames of the wire, the closing one included; returns Copied.
+
+    `size` is the snapshot's in bytes, or None where only its end tells; a source that has less
+    raises SnapshotTruncated, one that has more SnapshotTooLarge, and the peer, which misses the
+    closing frame, keeps nothing. With `http_chunked` each frame is a chunk of the HTTP body.
+    """
+    check_chunking(chunk_size, 1)
+    cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
+    cdef _Source opened = _Source(source, None, size)
+    cdef _Scratch scratch = _Scratch(chunk_size)
+    cdef _Digests digests = _Digests()
+    cdef FrameTarget target
+    cdef Pulse pulse
+    cdef int code
+    try:
+        pulse_start(&pulse, progress, idle_timeout_s)
+        target_look(&target.stream, fd)
+        target.http_chunked = http_chunked
+        target.scratch = scratch.memory
+        target.chunk_size = chunk_size
+        with nogil:
+            code = frames_out(&target, &opened.state, total, &digests.state, &pulse)
+        if code:
+            raise_outcome(code, opened.owner, digests.state.size, digests.state.count)
+        return digests.copied()
+    finally:
+        opened.finish()
+
+
+def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SIZE_DEFAULT,
+         chunks=CHUNKS_DEFAULT, direct=True, expected=None, progress=None, idle_timeout_s=None):
+    """Copy `source` into the file `target_fd`, from its start, in one call without the GIL.
+
+    Returns Copied: size in bytes, CRC32C of the whole, CRC32C of each chunk of `chunk_size` bytes.
+    Receiving and digesting overlap with writing: direct I/O where the file system takes it, else
+    buffered with write-out begun at once. `size` in bytes where it is known: room is taken first,
+    and a source with less or more is refused (SnapshotTruncated, SnapshotTooLarge); `size_max`
+    bounds it in any case. `expected` is each chunk's digest; the first other one raises
+    SnapshotCorrupt. Not durable until an fsync; `SaveFile` does the rest. `target_fd` -1 writes
+    nowhere and only digests.
+    """
+    check_chunking(chunk_size, chunks)
+    cdef _Source opened = _Source(source, None, size)
+    cdef _Digests digests = _Digests(expected)
+    cdef SaveLimits limits
+    cdef Pulse pulse
+    cdef int code, target = target_fd
+    try:
+        limits.size = SIZE_UNKNOWN if size is None else check_size(size, "size")
+        limits.size_max = check_size(size_max, "size_max")
+        limits.chunk_size = chunk_size
+        limits.chunks = chunks
+        limits.direct = direct
+        pulse_start(&pulse, progress, idle_timeout_s)
+        with nogil:
+            code = save_all(&opened.state, target, &limits, &digests.state, &pulse)
+        if code == 0 and expected is not None and digests.state.count != digests.state.expected_count:
+            code = TRUNCATED
+        if code:
+            raise_outcome(code, opened.owner, digests.state.size, digests.state.count)
+        return digests.copied()
+    finally:
+        opened.finish()
+
+
+def digest(source, **options):
+    """Digest `source` and write it nowhere: `save` with its options, without a target."""
+    return save(source, -1, **options)

@@ -1,0 +1,334 @@
+"""The follower's side of the walk: a directory of snapshots, each there as a whole or not at all.
+
+Decides names, order and errors, once per snapshot; the bytes are the C core's, the names' meaning is
+disk.py's. Knows no KV and no transport.
+
+The promise of `save_from`: when it returned, the snapshot outlives a power cut; before, there is
+nothing, through SIGKILL and full disks. Not promised: disks that lie about their caches, and file
+systems over a network beyond what those promise themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapstore import _fastpipe, disk
+from snapstore.errors import (
+    DirectoryPoisoned,
+    ForkedProcess,
+    SnapshotBusy,
+    SnapshotCorrupt,
+    SnapshotExists,
+    SnapshotNotDurable,
+    SnapshotNotFound,
+)
+from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest
+from snapstore.meta import SnapshotMeta, check_index, to_meta
+from snapstore.source import known_size, open_source
+from snapstore.stored import SavedSnapshot, StoredSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Self
+
+    from snapstore._fastpipe import Progress
+
+#: No store that a raft node restores in one piece is larger; a bound for sources without an end.
+SNAPSHOT_SIZE_MAX = 64 * 2**40
+
+#: Errors that the disk gives and no source does; they get the snapshot's path.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+class SnapshotDir:
+    """A directory of snapshots on a local file system. Every method may be called from any thread.
+
+    Several processes may use one directory: names are never replaced, and leftovers of savers that
+    still live are not touched. Opening makes the directory (mode 0700) where it is missing and
+    removes what dead savers left. An object must not be used after a fork.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        chunk_size: int = _fastpipe.CHUNK_SIZE_DEFAULT,
+        size_max: int = SNAPSHOT_SIZE_MAX,
+        nameless: bool = True,
+        direct: bool = True,
+    ) -> None:
+        """Open `path`. `chunk_size` and `size_max` in bytes: the unit of digests, and the largest save.
+
+        `nameless=False` and `direct=False` do without O_TMPFILE and without direct I/O, for file
+        systems that claim either and fail at it; both are left by themselves where refused.
+        """
+        self.path = Path(path)
+        self.chunk_size = chunk_size
+        self.size_max = size_max
+        self._nameless = nameless
+        self._direct = direct
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._saving: set[int] = set()
+        self._poison: OSError | None = None
+        self._fd = disk.open_directory(self.path)
+        self.remove_orphans()
+
+    def save_from(
+        self,
+        source: object,
+        meta_or_index: SnapshotMeta | int,
+        *,
+        size: int | None = None,
+        size_max: int | None = None,
+        chunk_size: int | None = None,
+        expected: Manifest | None = None,
+        progress: Progress | None = None,
+        idle_timeout_s: float | None = None,
+    ) -> SavedSnapshot:
+        """Save all of `source` for good; only when this returned may raft record the snapshot.
+
+        `source` is a descriptor, a socket, a binary reader, a bytes-like object, a PipeReader, an
+        Image or a SnapshotStream; it is read to its end, or for `size` bytes from a socket. `size`
+        in bytes, where it is known, is checked and its room is taken first. `expected` is the
+        manifest that the bytes must match. `idle_timeout_s` is how long a source may be silent.
+
+        Raises SnapshotExists before a byte is read (the stored one is kept), SnapshotBusy when this
+        index is being saved by this process, SnapshotTruncated, SnapshotTooLarge and SnapshotCorrupt
+        for a bad source, OSError as the system gives it, and SnapshotNotDurable when only the last
+        fsync failed. After any of them but the last nothing is left of the attempt.
+        """
+        meta = to_meta(meta_or_index)
+        with self._claimed(meta.index):
+            self._refuse_existing(meta.index)
+            unit = chunk_size or (expected.chunk_size if expected else self.chunk_size)
+            with (
+                self._naming_disk_errors(meta.index),
+                _fastpipe.SaveFile(
+                    self._fd, disk.temp_name(meta.index).encode(), nameless=self._nameless
+                ) as file,
+            ):
+                copied = file.fill(
+                    open_source(source),
+                    size=known_size(source) if size is None else size,
+                    size_max=self.size_max if size_max is None else size_max,
+                    chunk_size=unit,
+                    direct=self._direct,
+                    expected=expected.chunk_digests if expected else None,
+                    progress=progress,
+                    idle_timeout_s=idle_timeout_s,
+                )
+                return self._publish(
+                    file, Manifest(meta, copied.size, copied.digest, unit, copied.chunk_digests)
+                )
+
+    def _publish(self, file: _fastpipe.SaveFile, manifest: Manifest) -> SavedSnapshot:
+        index = manifest.meta.index
+        stage, code, sync_s = file.publish(
+            disk.snapshot_name(index).encode(),
+            manifest=manifest.to_bytes(),
+            manifest_name=disk.manifest_name(index).encode(),
+            manifest_temp_name=disk.temp_name(index).encode(),
+        )
+        path = self._path(index)
+        if stage == "done":
+            return SavedSnapshot(index, path, manifest.size, manifest, sync_s=sync_s)
+        error = OSError(code, os.strerror(code), str(path))
+        if stage == "sync_directory":
+            self._poison = error
+            raise SnapshotNotDurable(
+                f"{path} is there, but fsync of its directory failed; open the directory anew"
+            ) from error
+        if code == errno.EEXIST:
+            raise SnapshotExists(f"{path} was saved by somebody else meanwhile; it was kept", path)
+        raise error
+
+    def get_snap_file_path(self, index: int) -> Path:
+        """Return the path of the snapshot with this index; SnapshotNotFound where there is none.
+
+        One stat, whatever the size of the directory. The file is not verified; see `open`.
+        """
+        index = check_index(index)
+        self._check_usable()
+        if disk.regular_size(self._fd, disk.snapshot_name(index)) is None:
+            raise self._not_found(index)
+        return self._path(index)
+
+    def list(self) -> Sequence[SavedSnapshot]:
+        """Return what is stored, oldest index first; broken ones too, with their `problem`."""
+        self._check_usable()
+        found = (self._find(index) for index in disk.snapshot_indexes(self._fd))
+        return [saved for saved in found if saved is not None]
+
+    def open(self, index: int, *, verify: bool = True) -> StoredSnapshot:
+        """Open the snapshot with this index for reading, leased: no purge takes it away until closed.
+
+        With `verify` all of it is read and compared with its manifest first. Raises SnapshotNotFound,
+        and SnapshotCorrupt or SnapshotTruncated, which name the first bad chunk.
+        """
+        index = check_index(index)
+        self._check_usable()
+        try:
+            fd = disk.open_regular(self._fd, disk.snapshot_name(index))
+        except FileNotFoundError:
+            raise self._not_found(index) from None
+        try:
+            self._lease(fd, index)
+            saved = self._find(index)
+            if saved is None:
+                raise self._not_found(index)
+        except BaseException:
+            os.close(fd)
+            raise
+        stored = StoredSnapshot(saved, fd)
+        if verify:
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # Ask the disk, not the page cache.
+                self._verify(stored)
+            except BaseException:
+                stored.close()
+                raise
+        return stored
+
+    def verify(self, index: int) -> SavedSnapshot:
+        """Read all of a snapshot and compare it with its manifest; raises as `open` does."""
+        with self.open(index) as stored:
+            return stored.saved
+
+    def purge(self, *, keep: int) -> Sequence[int]:
+        """Remove all but the `keep` newest snapshots; the indexes that are gone. Leased ones stay.
+
+        `keep` is at least 1: the only snapshot of a node is never purged.
+        """
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep must be 1 or more, not {keep!r}")
+        self._check_usable()
+        removed = []
+        with disk.locked(self._fd):
+            for index in disk.snapshot_indexes(self._fd)[:-keep]:
+                if disk.unlink_unused(self._fd, disk.snapshot_name(index)):
+                    removed.append(index)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(disk.manifest_name(index), dir_fd=self._fd)
+        if removed:
+            disk.sync_directory(self._fd)
+        return removed
+
+    def remove_orphans(self) -> Sequence[str]:
+        """Remove what savers that were killed left; the names. Done at opening, too."""
+        self._check_usable()
+        return disk.sweep(self._fd)
+
+    def close(self) -> None:
+        """Close the directory's descriptor. Open snapshots stay open. May come twice."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _claimed(self, index: int) -> Iterator[None]:
+        """Let no second thread of this process save the same index meanwhile."""
+        self._check_usable()
+        if self._poison is not None:
+            raise DirectoryPoisoned(
+                f"fsync of {self.path} failed earlier ({self._poison.strerror}); open a new SnapshotDir on it"
+            )
+        with self._lock:
+            if index in self._saving:
+                raise SnapshotBusy(f"index {index} is being saved already")
+            self._saving.add(index)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._saving.discard(index)
+
+    def _refuse_existing(self, index: int) -> None:
+        if disk.name_taken(self._fd, disk.snapshot_name(index)):
+            # Whoever named it may have died before its own fsync: "exists" must last like "saved".
+            disk.sync_directory(self._fd)
+            raise SnapshotExists(f"{self._path(index)} exists; it was kept", self._path(index))
+
+    @contextlib.contextmanager
+    def _naming_disk_errors(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None and error.errno in _DISK_ERRORS:
+                error.filename = str(self._path(index))
+            raise
+
+    def _find(self, index: int) -> SavedSnapshot | None:
+        size = disk.regular_size(self._fd, disk.snapshot_name(index))
+        if size is None:
+            return None
+        manifest: Manifest | None = None
+        problem: str | None = None
+        try:
+            manifest = Manifest.from_bytes(
+                disk.read_small(self._fd, disk.manifest_name(index), MANIFEST_SIZE_MAX)
+            )
+            if manifest.meta.index != index:
+                problem, manifest = f"its manifest is that of index {manifest.meta.index}", None
+        except FileNotFoundError:
+            problem = "it has no manifest, so nothing tells whether it is whole"
+        except (OSError, SnapshotCorrupt) as error:
+            problem = str(error)
+        return SavedSnapshot(index, self._path(index), size, manifest, problem)
+
+    def _lease(self, fd: int, index: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._not_found(index) from None  # It is being purged.
+        if os.fstat(fd).st_nlink == 0:
+            raise self._not_found(index)
+
+    def _verify(self, stored: StoredSnapshot) -> None:
+        saved = stored.saved
+        if saved.manifest is None:
+            raise SnapshotCorrupt(f"{saved.path}: {saved.problem}")
+        if saved.size > saved.manifest.size:
+            raise SnapshotCorrupt(f"{saved.path} has {saved.size} bytes, its manifest {saved.manifest.size}")
+        try:
+            _fastpipe.digest(
+                stored.image(),
+                size=saved.manifest.size,
+                chunk_size=saved.manifest.chunk_size,
+                expected=saved.manifest.chunk_digests,
+            )
+        except SnapshotCorrupt as error:
+            raise type(error)(f"{saved.path}: {error}", error.chunk) from error
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedProcess("this SnapshotDir was opened before the fork; open one in this process")
+        if self._fd < 0:
+            raise ValueError(f"the SnapshotDir of {self.path} was closed")
+
+    def _path(self, index: int) -> Path:
+        return self.path / disk.snapshot_name(index)
+
+    def _not_found(self, index: int) -> SnapshotNotFound:
+        return SnapshotNotFound(f"no snapshot of index {index} in {self.path}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+    def __repr__(self) -> str:
+        return f"SnapshotDir({str(self.path)!r})"

@@ -1,0 +1,116 @@
+"""Every way in which snapstore refuses, as names.
+
+No logic and no imports here: the extension, the protocols and every layer above import this file.
+`OSError` is never wrapped: a full disk stays `OSError` with its errno and its path.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class SnapstoreError(Exception):
+    """The root of all errors that snapstore raises by its own decision."""
+
+
+class SnapshotTemporarilyUnavailable(SnapstoreError):
+    """No snapshot can be handed out now; ask again later.
+
+    Raft engines know this as "later": etcd's `ErrSnapshotTemporarilyUnavailable`. The store is
+    creating a snapshot, or the one it has is in use.
+    """
+
+
+class SnapshotNotInUse(SnapstoreError):
+    """A snapshot was released that nobody holds. Nothing was changed."""
+
+
+class SnapshotExists(SnapstoreError):
+    """A snapshot of this index is stored already. It was kept; nothing was read from the source."""
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        #: Where the stored snapshot lies.
+        self.path = path
+
+
+class SnapshotBusy(SnapstoreError):
+    """Another call in this process is saving this very index; wait for its outcome."""
+
+
+class SnapshotNotFound(SnapstoreError, LookupError):
+    """No snapshot of this index is stored."""
+
+
+class SnapshotCorrupt(SnapstoreError):
+    """Bytes are not what was promised: a digest, a length or a frame is wrong."""
+
+    def __init__(self, message: str, chunk: int | None = None) -> None:
+        super().__init__(message)
+        #: Number of the first bad chunk, counted from 0, where one can be named.
+        self.chunk = chunk
+
+
+class SnapshotTruncated(SnapshotCorrupt):
+    """The bytes ended before the snapshot did."""
+
+
+class SnapshotTooLarge(SnapstoreError):
+    """The source has more bytes than were declared or than the limit allows. Nothing was saved."""
+
+
+class SnapshotNotDurable(SnapstoreError):
+    """The snapshot has its name, but the directory's fsync failed, so a power cut may take it.
+
+    The directory refuses further saves until it is opened anew. Never report this snapshot to
+    raft; its `__cause__` is the `OSError` of the fsync.
+    """
+
+
+class DirectoryPoisoned(SnapstoreError):
+    """An earlier fsync of this directory failed; open a new `SnapshotDir` on it to re-verify."""
+
+
+class PipeClosed(SnapstoreError):
+    """The other end of the pipe, or the snapshot behind a stream, was closed."""
+
+
+class StoreClosed(SnapstoreError):
+    """The store was closed; it hands out and creates nothing any more."""
+
+
+class ForkedProcess(SnapstoreError):
+    """The object was made before a fork. Its locks, threads and offsets belong to the parent."""
+
+
+class CaptureTimeout(SnapstoreError, TimeoutError):
+    """The apply loop did not serve the capture within its deadline; creation can be tried again."""
+
+
+class TransportError(SnapstoreError):
+    """A snapshot could not be carried to or from a peer."""
+
+
+class PeerUnreachable(TransportError):
+    """The connection could not be made, or broke, or stalled, before the peer answered."""
+
+
+class PeerRejected(TransportError):
+    """The peer answered and said no.
+
+    `status` is the HTTP status, `reason` the peer's own words, `retry_after_s` its advice in
+    seconds, or None where it gave none.
+    """
+
+    def __init__(self, status: int, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class MissingExtra(SnapstoreError, ImportError):
+    """An optional part was used whose dependencies are not installed; the message names the extra."""

@@ -1,0 +1,239 @@
+"""The image of a pinned LMDB transaction.
+
+It must not know who opened the environment or what is done with the image. What the file looks like
+is `lmdb_file.py`'s, which bytes of it mean nothing is the page map's, in `_native/lmdb_pages.pxi`.
+
+Plan: LMDB never overwrites a page that a live reader can reach, so a read transaction T pins all of
+its pages in the data file. An image is the meta pages, made anew from T's, and the file's bytes from
+page 2 to T's last page, with zeros where pages are free or partly unused: only so are the bytes the
+same each time, and nothing deleted is among them. Pinning is a read transaction and a few system
+calls; the walk for the free pages waits until the image is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import lmdb
+
+from snapstore._fastpipe import Image
+from snapstore.errors import PipeClosed, SnapshotTemporarilyUnavailable
+from snapstore.kv.lmdb_file import META_PAGES, DataMeta
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from snapstore.protocols import Writer
+
+logger = logging.getLogger("snapstore")
+
+#: A pin fails when a transaction was committed between its beginning and the read of the meta pages,
+#: some microseconds. One attempt is the rule; this many in vain mean that something else is wrong.
+PIN_ATTEMPTS_MAX = 100
+
+#: A pin this old is worth a warning: 300 s carry 30 GB over a link of 1 Gbit/s, and meanwhile LMDB
+#: reuses no page, so every write makes the data file longer.
+PIN_WARN_AFTER_S = 300.0
+
+#: Free pages in one piece this long are not even read; shorter ones are cheaper to read and clear.
+HOLE_SIZE_MIN = 64 * 1024
+
+#: One step of `write_to`: the size from which the page cache gives all it has.
+WRITE_SIZE = 1024 * 1024
+
+
+class LmdbSnapshot:
+    """An LMDB environment as of one read transaction: an `ImagedSnapshot`.
+
+    Made by `LmdbKV.snapshot`. `size` is known at once; the image is the same bytes at every call and
+    in every transfer. `close` may come from any thread; everything else but `txn` is thread-safe.
+    """
+
+    def __init__(
+        self,
+        txn: lmdb.Transaction[bytes],
+        meta: DataMeta,
+        fd: int,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._txn = txn
+        self._meta = meta
+        self._fd = fd
+        self._monotonic = monotonic
+        self._pinned_s = monotonic()
+        self._pid = os.getpid()
+        file_size = os.fstat(fd).st_size
+        self._size = min(meta.size, file_size - file_size % meta.page_size)
+        self._lock = threading.Lock()
+        self._build_lock = threading.Lock()
+        self._image: Image | None = None
+        self._closed = False
+        self._warned = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "pinned"
+        return f"<LmdbSnapshot of transaction {self.txnid}, {self._size} bytes, {state}>"
+
+    @property
+    def size(self) -> int:
+        """The length of the image in bytes."""
+        return self._size
+
+    @property
+    def txnid(self) -> int:
+        """The transaction that the snapshot stands at."""
+        return self._meta.txnid
+
+    @property
+    def txn(self) -> lmdb.Transaction[bytes]:
+        """The pinned read transaction, to look at its content; one thread at a time. Leave its end to
+        `close`."""
+        return self._txn
+
+    @property
+    def pages_held(self) -> int:
+        """How many pages the data file has grown by since the pin, which kept old ones from being
+        reused; 0 once closed. What a long pin costs, for operators; in units of the page size."""
+        with self._lock:
+            if self._closed:
+                return 0
+            last_page: int = self._txn.env.info()["last_pgno"]
+        return max(0, last_page - self._meta.last_page)
+
+    def image(self) -> Image:
+        """Return the image; the same object at each call, closed by `close`.
+
+        The first call walks the freelist and the trees with overflow values, without the GIL: some
+        milliseconds, or as long as it takes to read all leaf pages beside values that have pages of
+        their own. Raises PipeClosed after `close` and SnapshotCorrupt for a damaged environment.
+        """
+        with self._build_lock:
+            if self._image is None:
+                self._image = self._build_image()
+            return self._image
+
+    def _build_image(self) -> Image:
+        with self._lock:
+            if self._closed:
+                raise PipeClosed("the snapshot was closed")
+            fd = os.dup(self._fd)
+        try:
+            page_map = self._meta.page_map(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        metas = self._meta.both_pages()
+        patches: list[tuple[int, int, bytes | None]] = [(0, META_PAGES * self._meta.page_size, metas)]
+        for offset, length in page_map.zero_runs(HOLE_SIZE_MIN):
+            if offset < self._size:
+                patches.append((offset, min(length, self._size - offset), None))
+        image = Image(fd, self._size, patches=patches, page_map=page_map)
+        with self._lock:
+            if not self._closed:
+                return image
+        # The pin went while the trees were walked, so what was found there may be wrong.
+        image.close()
+        raise PipeClosed("the snapshot was closed")
+
+    def write_to(self, writer: Writer, /) -> int:
+        """Write the whole image, in order, and return its length in bytes.
+
+        Meant for files and pipes of any kind; a stream uses the image itself.
+        """
+        image = self.image()
+        buffer = memoryview(bytearray(min(WRITE_SIZE, self._size)))
+        at = 0
+        while at < self._size:
+            count = image.readinto(buffer, at)
+            writer.write(buffer[:count])
+            at += count
+        return at
+
+    def warn_if_long(self) -> None:
+        """Log once when the pin is older than `PIN_WARN_AFTER_S`."""
+        age_s = self._monotonic() - self._pinned_s
+        if self._warned or age_s < PIN_WARN_AFTER_S:
+            return
+        self._warned = True
+        logger.warning(
+            "LMDB transaction %d was pinned for %.0f s; the data file grew by %d pages meanwhile",
+            self.txnid,
+            age_s,
+            self.pages_held,
+        )
+
+    def close(self) -> None:
+        """Give the pin back. First the image is closed, so that nobody reads pages that change. Any
+        thread, any moment, any number of times."""
+        forked = os.getpid() != self._pid
+        if not self._closed and not forked:
+            self.warn_if_long()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            image = self._image
+        if image is not None:
+            image.close()
+        os.close(self._fd)
+        # After a fork the reader's slot is the parent's, and so is the transaction.
+        if not forked:
+            self._txn.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_args: object) -> None:
+        self.close()
+
+
+def pin(env: lmdb.Environment, fd: int, monotonic: Callable[[], float]) -> LmdbSnapshot:
+    """Begin a read transaction and read its meta page; `fd` is the snapshot's from then on."""
+    page_size: int = env.stat()["psize"]
+    for _attempt in range(PIN_ATTEMPTS_MAX):
+        txn = _begin(env)
+        try:
+            page = _pinned_meta_page(fd, page_size, txn.id())
+            if page is not None:
+                return LmdbSnapshot(txn, DataMeta.parse(page), fd, monotonic)
+        except BaseException:
+            txn.abort()
+            raise
+        txn.abort()
+    raise SnapshotTemporarilyUnavailable(
+        f"{PIN_ATTEMPTS_MAX} times a transaction was committed while one was being pinned; try again"
+    )
+
+
+def _begin(env: lmdb.Environment) -> lmdb.Transaction[bytes]:
+    """Begin a read transaction; readers that died with their process give up their slots first."""
+    cleared = env.reader_check()
+    if cleared:
+        logger.warning("%s had %d readers left by dead processes", env.path(), cleared)
+    try:
+        return env.begin()
+    except lmdb.ReadersFullError as error:
+        raise SnapshotTemporarilyUnavailable(
+            f"all {env.max_readers()} reader slots of {env.path()} are taken, and reader_check found none"
+            " of a dead process; end read transactions or open it with a larger max_readers"
+        ) from error
+
+
+def _pinned_meta_page(fd: int, page_size: int, txnid: int) -> bytes | None:
+    """Return the meta page of the pinned transaction T, or None when it may have changed meanwhile.
+
+    T's page is written again by transaction T + 2 only, and that begins after T + 1 has written the
+    other one. So as long as the other page is older than T *after* T's was read, T's was read whole.
+    """
+    slot = txnid & 1
+    page = os.pread(fd, page_size, slot * page_size)
+    meta = DataMeta.parse(page)
+    if txnid == meta.txnid == 0:
+        return page
+    other = DataMeta.parse(os.pread(fd, page_size, (1 - slot) * page_size))
+    return page if meta.txnid == txnid and other.txnid < txnid else None

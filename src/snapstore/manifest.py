@@ -1,0 +1,95 @@
+"""What lies beside a snapshot: who it is, how long, and the digest of each of its chunks.
+
+Values and bytes only; no files. One JSON object in canonical form (keys sorted, no spaces), which
+carries a seal, the CRC32C of itself without the seal. Since any other spelling is refused, a single
+flipped bit anywhere in it is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from snapstore import _fastpipe
+from snapstore.errors import SnapshotCorrupt
+from snapstore.meta import SnapshotMeta
+
+FORMAT = "snapstore-manifest/1"
+
+#: The only algorithm so far. Manifest and wire name it, so that a stronger one can come.
+DIGEST_ALGORITHM = "crc32c"
+
+#: A manifest names 8 hexadecimal digits per chunk: this is enough for 32 TiB in the usual chunks.
+MANIFEST_SIZE_MAX = 128 * 1024 * 1024
+
+
+def digest_text(digest: int) -> str:
+    """Return a digest as manifests and tables show it: `crc32c:` and 8 hexadecimal digits."""
+    return f"{DIGEST_ALGORITHM}:{digest:08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A snapshot's meta, its size in bytes, and its digests: CRC32C of the whole and of each chunk.
+
+    Chunks have `chunk_size` bytes, the last one what is left.
+    """
+
+    meta: SnapshotMeta
+    size: int
+    digest: int
+    chunk_size: int
+    chunk_digests: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        """Return the sealed JSON."""
+        fields = {
+            "format": FORMAT,
+            **self.meta.to_json(),
+            "size": self.size,
+            "algorithm": DIGEST_ALGORITHM,
+            "digest": f"{self.digest:08x}",
+            "chunk_size": self.chunk_size,
+            "chunks": "".join(f"{digest:08x}" for digest in self.chunk_digests),
+        }
+        fields["seal"] = _seal(fields)
+        return _canonical(fields)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read what `to_bytes` wrote; raises SnapshotCorrupt for anything else."""
+        try:
+            fields = json.loads(data)
+            if not isinstance(fields, dict) or _canonical(fields) != data:
+                raise ValueError("not in canonical form")
+            if fields.pop("seal", None) != _seal(fields):
+                raise ValueError("the seal is wrong")
+            return cls._from_fields(fields)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise SnapshotCorrupt(f"the manifest is broken: {error}") from error
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> Manifest:
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        if fields.pop("algorithm") != DIGEST_ALGORITHM:
+            raise ValueError(f"its algorithm is not {DIGEST_ALGORITHM}")
+        size, chunk_size = fields.pop("size"), fields.pop("chunk_size")
+        chunks, digest = fields.pop("chunks"), fields.pop("digest")
+        if type(size) is not int or type(chunk_size) is not int or size < 0:
+            raise ValueError("its sizes are not whole numbers")
+        if not _fastpipe.CHUNK_SIZE_MIN <= chunk_size <= _fastpipe.CHUNK_SIZE_MAX:
+            raise ValueError(f"its chunk size is {chunk_size}")
+        chunk_digests = tuple(int(chunks[at : at + 8], 16) for at in range(0, len(chunks), 8))
+        if len(chunk_digests) != -(-size // chunk_size):
+            raise ValueError(f"it has {len(chunk_digests)} chunk digests for {size} bytes")
+        return cls(SnapshotMeta.from_json(fields), size, int(digest, 16), chunk_size, chunk_digests)
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    return f"{_fastpipe.crc32c(_canonical(fields)):08x}"

@@ -1,0 +1,348 @@
+"""Decides when a snapshot exists and who holds it. Never touches a byte of one.
+
+It must not know any concrete KV, raft engine or transport, and no thread: what takes time goes to
+the clock's background, what comes later to the clock's timers.
+
+Plan: at most one snapshot, the *pin*, is stored. Its states are in the table below and `_move` goes
+along it. Each stream handed out has a *share* in its pin; when the last share is given back, the pin
+is closed. Decisions are made under the lock and return what is to be closed, which is done after it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from snapstore.clock import SystemClock
+from snapstore.errors import (
+    ForkedProcess,
+    PipeClosed,
+    SnapshotNotInUse,
+    SnapshotTemporarilyUnavailable,
+    StoreClosed,
+)
+from snapstore.meta import check_index
+from snapstore.share import Pin
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from snapstore.protocols import KV, Clock, Raft, SnapshotTransport
+    from snapstore.share import Share
+    from snapstore.stream import SnapshotStream
+
+logger = logging.getLogger("snapstore")
+
+
+class State(enum.Enum):
+    """What a store has to give."""
+
+    EMPTY = "empty"
+    CREATING = "creating"
+    READY = "ready"
+    IN_USE = "in use"
+    CLOSED = "closed"
+
+
+#: Where each state may lead, and on what occasion.
+MOVES: dict[State, frozenset[State]] = {
+    # get_snap asks for a snapshot; close.
+    State.EMPTY: frozenset({State.CREATING, State.CLOSED}),
+    # The creation succeeded; it failed; close.
+    State.CREATING: frozenset({State.READY, State.EMPTY, State.CLOSED}),
+    # get_snap hands it out; it stayed unused or was compacted; close.
+    State.READY: frozenset({State.IN_USE, State.EMPTY, State.CLOSED}),
+    # The last holder gave it back or it was compacted; close.
+    State.IN_USE: frozenset({State.EMPTY, State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+#: The upper limit of the heartbeat interval: raft asks again with each heartbeat's answer, so one
+#: heartbeat is enough to fetch a snapshot that was created for it (etcd, clearUnusedSnapshotInterval).
+CLEAR_UNUSED_AFTER_S = 5.0
+
+#: One at a time, as in etcd; each further one is another follower sent to at the same time.
+STREAMS_MAX = 1
+
+
+class SnapshotStore:
+    """The one place that creates a node's snapshot and hands it out to be sent.
+
+    `kv` is what is pinned, `raft` says between which entries. A snapshot that nobody fetches within
+    `clear_unused_after_s` is closed. Up to `streams_max` streams of the same point in time are out
+    at once, where the KV's snapshots have an `image()`; where not, one. `transport`, where given, is
+    told of each stream by `snapshot_ready(stream, index)`. A `clock` that is given is not closed.
+
+    Thread-safe. Only `close_snap_before`, the release of a stream and `close` may take as long as
+    the KV needs to close a snapshot. After `close`, methods raise `StoreClosed`; in a forked child
+    `ForkedProcess`, except that closing does nothing there.
+
+    The behaviour is that of etcd's snapshotStore of 2015, mended where it could hang or panic.
+    """
+
+    def __init__(
+        self,
+        kv: KV,
+        raft: Raft,
+        *,
+        transport: SnapshotTransport | None = None,
+        clear_unused_after_s: float = CLEAR_UNUSED_AFTER_S,
+        streams_max: int = STREAMS_MAX,
+        clock: Clock | None = None,
+    ) -> None:
+        if not clear_unused_after_s > 0:
+            raise ValueError(f"clear_unused_after_s must be above 0 seconds, not {clear_unused_after_s!r}")
+        if check_index(streams_max, "streams_max") < 1:
+            raise ValueError("streams_max must be 1 or more")
+        self._kv = kv
+        self._raft = raft
+        self._transport = transport
+        self._clear_unused_after_s = clear_unused_after_s
+        self._streams_max = streams_max
+        self._own_clock: SystemClock | None = None
+        if clock is None:
+            clock = self._own_clock = SystemClock()
+        self._clock: Clock = clock
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._state = State.EMPTY
+        # Counts creations, so that a timer or a creation that comes late knows that it is too late.
+        self._generation = 0
+        self._pin: Pin | None = None
+        # All shares that holders still owe, oldest first, those in pins that are gone included.
+        self._shares: list[Share] = []
+        self._last_error: BaseException | None = None
+
+    @property
+    def state(self) -> State:
+        """The state at this moment; it may be another one a moment later."""
+        return self._state
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """What the last creation failed with, or None if it succeeded or there was none.
+
+        Without a traceback: the log has it, and here it would keep what its frames hold alive.
+        """
+        return self._last_error
+
+    def get_snap(self) -> SnapshotStream:
+        """Hand out the stored snapshot. Never blocks: raft's loop may call it.
+
+        The caller closes the stream when the receiver has got it, best by `with`, or calls
+        `clear_used_snap`. Raises `SnapshotTemporarilyUnavailable` when there is none, and then has
+        one created in the background, or when it is in use; try again with the next heartbeat.
+        What the transport's `snapshot_ready` raises passes through; the snapshot is released then.
+        """
+        self._check_process()
+        stream: SnapshotStream | None = None
+        with self._lock:
+            self._check_open()
+            if self._state is State.EMPTY:
+                self._generation += 1
+                self._move(State.CREATING)
+                refusal = self._refusal("none was stored, one is being created now")
+            else:
+                stream = self._lend()
+            generation = self._generation
+        if stream is None:
+            self._begin_creation(generation)
+            raise refusal
+        if self._transport is not None:
+            try:
+                self._transport.snapshot_ready(stream, stream.meta.index)
+            except BaseException as error:
+                stream.close(error)
+                raise
+        return stream
+
+    def clear_used_snap(self, stream: SnapshotStream | None = None) -> None:
+        """Close `stream`, or the one that was handed out longest ago and is still owed.
+
+        Each stream handed out is owed until its holder closes it or calls this, also if it was
+        compacted meanwhile: so a late release never hits the stream of a newer holder. Raises
+        `SnapshotNotInUse`, and changes nothing, when none is owed, or not this one.
+        """
+        self._check_process()
+        with self._lock:
+            self._check_open()
+            share = self._find_share(stream)
+            owed = share.stream()
+            unpinned = self._settle(share)
+        if owed is not None:
+            owed.close()
+        if unpinned is not None:
+            unpinned.close()
+
+    def close_snap_before(self, index: int) -> bool:
+        """Close the stored snapshot now, also in use, if its index is `index` or lower.
+
+        For when raft's log was compacted up to `index`: a follower could not go on from that
+        snapshot. Its streams raise `PipeClosed` from then on. Returns whether one was closed; the
+        next `get_snap` creates a new one. Raises TypeError or ValueError for what is no index.
+        """
+        index = check_index(index)
+        self._check_process()
+        with self._lock:
+            self._check_open()
+            pin = self._pin
+            if pin is None or pin.meta.index > index:
+                return False
+            streams = _streams_of(self._shares_in(pin))
+            self._unpin(State.EMPTY)
+        for stream in streams:
+            stream.revoke(
+                PipeClosed(f"snapshot {pin.meta.index} was closed: the log was compacted up to {index}")
+            )
+        pin.close()
+        return True
+
+    def close(self) -> None:
+        """Close the snapshot and the streams of it, which raise `StoreClosed` then. May come twice.
+
+        A creation under way is not waited for; its snapshot is closed as soon as it comes.
+        """
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._state is State.CLOSED:
+                return
+            streams = _streams_of(self._shares)
+            self._shares.clear()
+            unpinned = self._unpin(State.CLOSED)
+        for stream in streams:
+            stream.close(StoreClosed("the store that lent the snapshot was closed"))
+        if unpinned is not None:
+            unpinned.close()
+        if self._own_clock is not None:
+            self._own_clock.close()
+
+    # Creation, on the clock's background thread.
+
+    def _begin_creation(self, generation: int) -> None:
+        try:
+            self._clock.run_soon(partial(self._create, generation))
+        except BaseException as error:
+            self._give_up(generation, error)
+            raise
+
+    def _create(self, generation: int) -> None:
+        if not self._is_creating(generation):
+            return
+        try:
+            pin = Pin(*self._raft.capture(self._kv.snapshot))
+        except BaseException as error:
+            logger.warning("creating a snapshot failed; the next get_snap tries again", exc_info=error)
+            self._give_up(generation, error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        with self._lock:
+            stored = self._is_creating(generation)
+            if stored:
+                self._pin = pin
+                self._last_error = None
+                self._move(State.READY)
+        if stored:
+            self._clock.call_later(self._clear_unused_after_s, partial(self._expire, generation))
+        else:
+            pin.close()
+
+    def _give_up(self, generation: int, error: BaseException) -> None:
+        with self._lock:
+            if self._is_creating(generation):
+                self._last_error = error.with_traceback(None)
+                self._move(State.EMPTY)
+
+    def _is_creating(self, generation: int) -> bool:
+        return self._state is State.CREATING and self._generation == generation
+
+    def _expire(self, generation: int) -> None:
+        with self._lock:
+            if self._state is not State.READY or self._generation != generation:
+                return
+            unpinned = self._unpin(State.EMPTY)
+        if unpinned is not None:
+            unpinned.close()
+
+    # Decisions, under the lock.
+
+    def _move(self, state: State) -> None:
+        if state not in MOVES[self._state]:
+            raise AssertionError(f"a store cannot go from {self._state.name} to {state.name}")
+        self._state = state
+
+    def _unpin(self, state: State) -> Pin | None:
+        """Move on without the pin; return it, to be closed."""
+        self._move(state)
+        pin, self._pin = self._pin, None
+        return pin
+
+    def _lend(self) -> SnapshotStream:
+        pin = self._pin
+        if pin is None:
+            raise self._refusal("one is being created")
+        if self._state is State.READY:
+            self._move(State.IN_USE)
+        elif not pin.imaged or len(self._shares_in(pin)) >= self._streams_max:
+            raise self._refusal(f"snapshot {pin.meta.index} is in use")
+        share, stream = pin.lend(self._clock, self._release)
+        self._shares.append(share)
+        return stream
+
+    def _find_share(self, stream: SnapshotStream | None) -> Share:
+        for share in self._shares:
+            if stream is None or share.stream() is stream:
+                return share
+        which = "no snapshot" if stream is None else f"{stream!r}"
+        raise SnapshotNotInUse(f"{which} is in use here; was it released already?")
+
+    def _settle(self, share: Share) -> Pin | None:
+        """Strike `share` off; if it was the last one in the pin, return the pin, to be closed."""
+        self._shares.remove(share)
+        if share.pin is not self._pin or self._shares_in(share.pin):
+            return None
+        return self._unpin(State.EMPTY)
+
+    def _shares_in(self, pin: Pin) -> list[Share]:
+        return [share for share in self._shares if share.pin is pin]
+
+    def _release(self, share: Share) -> None:
+        """Take `share` back from a stream that its holder closed; the only one here that locks."""
+        with self._lock:
+            unpinned = self._settle(share) if share in self._shares else None
+        if unpinned is not None:
+            unpinned.close()
+
+    def _refusal(self, words: str) -> SnapshotTemporarilyUnavailable:
+        if self._last_error is not None:
+            words += f" (the creation before failed: {self._last_error!r})"
+        return SnapshotTemporarilyUnavailable(f"no snapshot to hand out: {words}; ask again later")
+
+    def _check_open(self) -> None:
+        if self._state is State.CLOSED:
+            raise StoreClosed("the store was closed")
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedProcess("this SnapshotStore was made before a fork; make a new one in the child")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        pin = self._pin
+        index = "" if pin is None else f" index={pin.meta.index}"
+        return f"<SnapshotStore {self._state.value}{index} owed={len(self._shares)}>"
+
+
+def _streams_of(shares: list[Share]) -> list[SnapshotStream]:
+    # One that is being finalised just now is missing: it closes itself.
+    return [stream for share in shares if (stream := share.stream()) is not None]
