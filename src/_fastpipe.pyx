@@ -17,8 +17,9 @@ act on all of its bytes in one call. Reading order, each knowing only those abov
 Everything above the faces is C in Cython's spelling: `noexcept nogil`, codes instead of exceptions.
 """
 
+cimport cython
 from libc.errno cimport (EAGAIN, EBADF, EBUSY, EDQUOT, EEXIST, EFBIG, EINTR, EINVAL, EIO, EISDIR, ENOENT, ENOMEM,
-                         ENOSPC, ENOSYS, EOPNOTSUPP, ETIMEDOUT, errno)
+                         ENOSPC, ENOSYS, EOPNOTSUPP, EPIPE, ETIMEDOUT, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
@@ -190,6 +191,7 @@ cdef int check_chunking(chunk_size, chunks) except -1:
 include "snapstore/_native/pulse.pxi"
 include "snapstore/_native/ring.pxi"
 include "snapstore/_native/lmdb_pages.pxi"
+include "snapstore/_native/lmdb_walk.pxi"
 include "snapstore/_native/image.pxi"
 include "snapstore/_native/body.pxi"
 include "snapstore/_native/source.pxi"

@@ -253,7 +253,6 @@ class TestRelease:
         stream = created(store, clock).get_snap()
         with pytest.warns(ResourceWarning, match="unclosed"):
             del stream
-            gc.collect()
         # A finalizer may run while this very thread is inside the store: it only leaves a note.
         assert store.state is State.IN_USE
         assert clock.run_pending() == 1
@@ -263,8 +262,8 @@ class TestRelease:
     def test_a_finalizer_under_the_stores_lock_does_not_hang(self, store, node, clock):
         cycle = [created(store, clock).get_snap()]
         cycle.append(cycle)
+        del cycle
         with pytest.warns(ResourceWarning), store._lock:
-            del cycle
             gc.collect()
         assert clock.run_pending() == 1
         assert node.closed == [1]
@@ -273,7 +272,6 @@ class TestRelease:
         stream = created(store, clock).get_snap()
         with pytest.warns(ResourceWarning):
             del stream
-            gc.collect()
         store.clear_used_snap()
         assert node.closed == [1]
         created(store, clock)  # Runs the finalizer's late release too, which must not hit this one.
@@ -309,7 +307,6 @@ class TestCompactedInUse:
         else:
             with pytest.warns(ResourceWarning):
                 del old
-                gc.collect()
             clock.run_pending()
         assert not new.closed
         assert read(new) == CONTENT
@@ -464,7 +461,7 @@ class TestTransport:
         transport.error = OSError("no route")
         with pytest.raises(OSError, match="no route"):
             created(store, clock).get_snap()
-        (stream, _), = transport.told
+        stream = transport.told[0][0]
         assert stream.reason is transport.error
         assert store.state is State.EMPTY
         assert node.closed == [1]
@@ -621,18 +618,22 @@ def test_repr_shows_the_state(store, clock):
         assert repr(store) == "<SnapshotStore in use index=10 owed=1>"
 
 
+def is_refused(call):
+    try:
+        call()
+    except ForkedProcess:
+        return True
+    return False
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_is_refused_and_touches_nothing(store, node, clock):
     stream = created(store, clock).get_snap()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        refused = 0
-        for call in (store.get_snap, store.clear_used_snap, lambda: store.close_snap_before(99)):
-            try:
-                call()
-            except ForkedProcess:
-                refused += 1
+        calls = (store.get_snap, store.clear_used_snap, lambda: store.close_snap_before(99))
+        refused = sum(map(is_refused, calls))
         stream.close()
         store.close()
         del stream
@@ -691,6 +692,15 @@ def test_the_pin_is_taken_in_the_apply_loop_and_the_image_prepared_elsewhere(ima
         assert not {threading.get_ident(), apply_loop.thread.ident} & set(imaged_node.image_threads)
 
 
+def read_unless_compacted(stream):
+    try:
+        return read(stream)
+    except PipeClosed as error:
+        if "compacted" not in str(error):
+            raise
+        return None
+
+
 @pytest.mark.parametrize("streams_max", [1, 3])
 def test_many_threads_get_read_compact_and_release_without_leaks(imaged_node, apply_loop, streams_max):
     rounds, readers = 60, 4
@@ -714,10 +724,7 @@ def test_many_threads_get_read_compact_and_release_without_leaks(imaged_node, ap
                     created_anew()
                     continue
                 done += 1
-                try:
-                    assert read(stream) == CONTENT
-                except PipeClosed as error:
-                    assert "compacted" in str(error)
+                assert read_unless_compacted(stream) in (CONTENT, None)
                 if (done + number) % 2:
                     stream.close()
                 else:

@@ -15,8 +15,9 @@ from snapstore.stream import SnapshotStream
 
 WAIT_S = 20.0
 
-#: Several chunks and a bit, so that chunk boundaries and a full pipe are met.
-CONTENT = os.urandom(64 * 1024 + 13) * 40
+#: Two chunks and a bit, of a pattern that no chunk boundary falls together with.
+CONTENT_SIZE = 2 * _fastpipe.CHUNK_SIZE_DEFAULT + 13
+CONTENT = (os.urandom(65_537) * (CONTENT_SIZE // 65_537 + 1))[:CONTENT_SIZE]
 
 
 class WrittenSnapshot:
@@ -110,7 +111,7 @@ def test_chunks_can_be_given_back_at_once(snapshot):
     assert received == CONTENT
 
 
-@pytest.mark.parametrize("size", [1000, 65536, len(CONTENT), len(CONTENT) + 1])
+@pytest.mark.parametrize("size", [10_000, 65_536, CONTENT_SIZE, CONTENT_SIZE + 1])
 def test_readinto_fills_to_the_end_and_then_returns_0(snapshot, size):
     received, buffer = bytearray(), bytearray(size)
     with open_stream(snapshot) as stream:
@@ -124,7 +125,7 @@ def test_copy_to_fd_writes_the_rest(snapshot, tmp_path):
     start = bytearray(1000)
     with open_stream(snapshot) as stream, (tmp_path / "copy").open("wb") as target:
         assert stream.readinto(start) == 1000
-        assert stream.copy_to_fd(target.fileno()) == len(CONTENT) - 1000
+        assert stream.copy_to_fd(target.fileno()) == CONTENT_SIZE - 1000
         assert stream.readinto(start[:1]) == 0
     assert (tmp_path / "copy").read_bytes() == CONTENT[1000:]
 
@@ -213,7 +214,7 @@ def test_an_error_of_the_kv_arrives_at_the_reader_as_it_is():
 
 
 def test_closing_ends_the_pump_also_when_the_pipe_is_full():
-    snapshot, reason = WrittenSnapshot(CONTENT * 8), ValueError("follower gone")
+    snapshot, reason = WrittenSnapshot(CONTENT * _fastpipe.CHUNKS_DEFAULT), ValueError("follower gone")
     stream = open_stream(snapshot)
     stream.readinto(bytearray(1))
     assert not snapshot.written.is_set()  # More is to come than a pipe holds, and nobody reads it.
@@ -284,7 +285,6 @@ def test_a_dropped_stream_warns_and_closes(snapshot):
     stream.readinto(bytearray(1))
     with pytest.warns(ResourceWarning, match="unclosed <SnapshotStream index=7"):
         del stream
-        gc.collect()
     assert snapshot.closed == 1
     if not hasattr(snapshot, "image"):
         assert snapshot.written.wait(WAIT_S)  # The pump did not keep it alive, and has ended.
@@ -296,7 +296,6 @@ def test_a_dropped_stream_closes_later_where_the_snapshot_wants_that(snapshot):
     stream = open_stream(snapshot)
     with pytest.warns(ResourceWarning):
         del stream
-        gc.collect()
     assert later == ["closed"]
     assert snapshot.closed == 0
 

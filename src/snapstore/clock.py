@@ -149,7 +149,6 @@ def _serve_timers(queue: SimpleQueue[ScheduledCall | None]) -> None:
             if scheduled is None:
                 return
             heapq.heappush(waiting, (scheduled.due_s, next(serials), scheduled))
-            del scheduled  # A thread that waits must keep nothing alive but what is in the heap.
         while waiting and waiting[0][0] <= time.monotonic():
             _run(heapq.heappop(waiting)[2].fire)
 
@@ -163,7 +162,7 @@ def _until_due_s(waiting: list[tuple[float, int, ScheduledCall]]) -> float | Non
 def _serve_tasks(queue: SimpleQueue[Callable[[], None] | None]) -> None:
     while (task := queue.get()) is not None:
         _run(task)
-        del task  # As above: the thread waits now.
+        del task  # The thread waits now, and must keep nothing alive.
 
 
 def _run(call: Callable[[], None]) -> None:

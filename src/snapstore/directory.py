@@ -27,10 +27,11 @@ from snapstore.errors import (
     SnapshotExists,
     SnapshotNotDurable,
     SnapshotNotFound,
+    SnapshotTruncated,
 )
 from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
-from snapstore.source import known_size, open_source
+from snapstore.source import expected_size, open_source
 from snapstore.stored import SavedSnapshot, StoredSnapshot
 
 if TYPE_CHECKING:
@@ -106,18 +107,15 @@ class SnapshotDir:
         fsync failed. After any of them but the last nothing is left of the attempt.
         """
         meta = to_meta(meta_or_index)
+        if size is None and expected is not None:
+            size = expected.size
         with self._claimed(meta.index):
             self._refuse_existing(meta.index)
             unit = chunk_size or (expected.chunk_size if expected else self.chunk_size)
-            with (
-                self._naming_disk_errors(meta.index),
-                _fastpipe.SaveFile(
-                    self._fd, disk.temp_name(meta.index).encode(), nameless=self._nameless
-                ) as file,
-            ):
+            with self._naming_disk_errors(meta.index), self._new_file(meta.index) as file:
                 copied = file.fill(
                     open_source(source),
-                    size=known_size(source) if size is None else size,
+                    size=expected_size(source, size),
                     size_max=self.size_max if size_max is None else size_max,
                     chunk_size=unit,
                     direct=self._direct,
@@ -128,6 +126,15 @@ class SnapshotDir:
                 return self._publish(
                     file, Manifest(meta, copied.size, copied.digest, unit, copied.chunk_digests)
                 )
+
+    def _new_file(self, index: int) -> _fastpipe.SaveFile:
+        if os.fstat(self._fd).st_nlink == 0:  # What the system says later differs, and none is clear.
+            raise FileNotFoundError(errno.ENOENT, "the directory was removed", str(self.path))
+        try:
+            return _fastpipe.SaveFile(self._fd, disk.temp_name(index).encode(), nameless=self._nameless)
+        except OSError as error:
+            error.filename = str(self._path(index))
+            raise
 
     def _publish(self, file: _fastpipe.SaveFile, manifest: Manifest) -> SavedSnapshot:
         index = manifest.meta.index
@@ -146,7 +153,7 @@ class SnapshotDir:
             raise SnapshotNotDurable(
                 f"{path} is there, but fsync of its directory failed; open the directory anew"
             ) from error
-        if code == errno.EEXIST:
+        if stage == "name" and code == errno.EEXIST:
             raise SnapshotExists(f"{path} was saved by somebody else meanwhile; it was kept", path)
         raise error
 
@@ -167,6 +174,21 @@ class SnapshotDir:
         found = (self._find(index) for index in disk.snapshot_indexes(self._fd))
         return [saved for saved in found if saved is not None]
 
+    def stat(self, index: int) -> SavedSnapshot:
+        """Return what is stored under this index, unverified; SnapshotNotFound where nothing is."""
+        index = check_index(index)
+        self._check_usable()
+        saved = self._find(index)
+        if saved is None:
+            raise self._not_found(index)
+        return saved
+
+    def newest(self) -> SavedSnapshot | None:
+        """Return the snapshot with the highest index that has a sound manifest; None without any."""
+        self._check_usable()
+        found = map(self._find, reversed(disk.snapshot_indexes(self._fd)))
+        return next((saved for saved in found if saved is not None and not saved.problem), None)
+
     def open(self, index: int, *, verify: bool = True) -> StoredSnapshot:
         """Open the snapshot with this index for reading, leased: no purge takes it away until closed.
 
@@ -179,11 +201,12 @@ class SnapshotDir:
             fd = disk.open_regular(self._fd, disk.snapshot_name(index))
         except FileNotFoundError:
             raise self._not_found(index) from None
+        except OSError as error:
+            error.filename = str(self._path(index))
+            raise
         try:
             self._lease(fd, index)
-            saved = self._find(index)
-            if saved is None:
-                raise self._not_found(index)
+            saved = self.stat(index)
         except BaseException:
             os.close(fd)
             raise
@@ -203,31 +226,39 @@ class SnapshotDir:
             return stored.saved
 
     def purge(self, *, keep: int) -> Sequence[int]:
-        """Remove all but the `keep` newest snapshots; the indexes that are gone. Leased ones stay.
+        """Remove what is older than the `keep` newest snapshots; the indexes that are gone.
 
-        `keep` is at least 1: the only snapshot of a node is never purged.
+        Leased ones stay. `keep` is at least 1: the only snapshot of a node is never purged. Those
+        without a manifest that can be read do not count: nobody can restore them.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep must be 1 or more, not {keep!r}")
         self._check_usable()
         removed = []
         with disk.locked(self._fd):
-            for index in disk.snapshot_indexes(self._fd)[:-keep]:
+            stored = self.list()
+            sound = [saved.index for saved in stored if saved.problem is None]
+            oldest_kept = sound[-keep] if len(sound) >= keep else 0
+            for index in (saved.index for saved in stored if saved.index < oldest_kept):
                 if disk.unlink_unused(self._fd, disk.snapshot_name(index)):
                     removed.append(index)
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(disk.manifest_name(index), dir_fd=self._fd)
+                    disk.unlink_manifest(self._fd, index)
         if removed:
-            disk.sync_directory(self._fd)
+            self._sync()
         return removed
 
     def remove_orphans(self) -> Sequence[str]:
         """Remove what savers that were killed left; the names. Done at opening, too."""
         self._check_usable()
-        return disk.sweep(self._fd)
+        removed = disk.sweep(self._fd)
+        if removed:
+            self._sync()
+        return removed
 
     def close(self) -> None:
         """Close the directory's descriptor. Open snapshots stay open. May come twice."""
+        if os.getpid() != self._pid:
+            return  # Another thread may have held the lock at the fork: here it will never be free.
         with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -254,8 +285,22 @@ class SnapshotDir:
     def _refuse_existing(self, index: int) -> None:
         if disk.name_taken(self._fd, disk.snapshot_name(index)):
             # Whoever named it may have died before its own fsync: "exists" must last like "saved".
-            disk.sync_directory(self._fd)
+            try:
+                self._sync()
+            except OSError as error:
+                raise SnapshotNotDurable(
+                    f"{self._path(index)} exists, but fsync of its directory failed; open the directory anew"
+                ) from error
             raise SnapshotExists(f"{self._path(index)} exists; it was kept", self._path(index))
+
+    def _sync(self) -> None:
+        """Make the directory's names last. A failure poisons: the kernel tells of it only once."""
+        try:
+            disk.sync_directory(self._fd)
+        except OSError as error:
+            error.filename = str(self.path)
+            self._poison = error
+            raise
 
     @contextlib.contextmanager
     def _naming_disk_errors(self, index: int) -> Iterator[None]:
@@ -296,8 +341,12 @@ class SnapshotDir:
         saved = stored.saved
         if saved.manifest is None:
             raise SnapshotCorrupt(f"{saved.path}: {saved.problem}")
-        if saved.size > saved.manifest.size:
-            raise SnapshotCorrupt(f"{saved.path} has {saved.size} bytes, its manifest {saved.manifest.size}")
+        if saved.size != saved.manifest.size:
+            kind = SnapshotTruncated if saved.size < saved.manifest.size else SnapshotCorrupt
+            raise kind(
+                f"{saved.path} has {saved.size} bytes, its manifest {saved.manifest.size}",
+                min(saved.size, saved.manifest.size) // saved.manifest.chunk_size,
+            )
         try:
             _fastpipe.digest(
                 stored.image(),

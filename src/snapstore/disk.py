@@ -129,7 +129,9 @@ def read_small(directory: int, name: str, size_max: int) -> bytes:
 
 def snapshot_indexes(directory: int) -> list[int]:
     """Return the indexes that have a snapshot's name, ascending."""
-    return sorted(int(found[1], 16) for name in os.listdir(directory) if (found := _SNAPSHOT_NAME.match(name)))
+    return sorted(
+        int(found[1], 16) for name in os.listdir(directory) if (found := _SNAPSHOT_NAME.match(name))
+    )
 
 
 @contextlib.contextmanager
@@ -139,6 +141,8 @@ def locked(directory: int) -> Iterator[None]:
     try:
         yield
     finally:
+        # Said outright: a process forked meanwhile has the descriptor too, and would keep the lock.
+        fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
@@ -161,10 +165,20 @@ def unlink_unused(directory: int, name: str) -> bool:
     return True
 
 
+def unlink_manifest(directory: int, index: int) -> bool:
+    """Remove the manifest of `index`, unless it is gone or is no file at all; whether it was removed."""
+    try:
+        os.unlink(manifest_name(index), dir_fd=directory)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return True
+
+
 def sweep(directory: int) -> list[str]:
     """Remove what dead savers left: their temporary files, and manifests without a snapshot.
 
-    Returns the names. In a directory that we cannot change nothing is removed.
+    Returns the names; what is gone needs `sync_directory` to stay so. In a directory that we cannot
+    change nothing is removed.
     """
     removed = []
     try:
@@ -174,11 +188,9 @@ def sweep(directory: int) -> list[str]:
         if manifests - set(snapshot_indexes(directory)):
             with locked(directory):
                 for index in sorted(manifests - set(snapshot_indexes(directory))):
-                    os.unlink(manifest_name(index), dir_fd=directory)
-                    removed.append(manifest_name(index))
+                    if unlink_manifest(directory, index):
+                        removed.append(manifest_name(index))
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
-    if removed:
-        sync_directory(directory)
     return removed

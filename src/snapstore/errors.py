@@ -38,7 +38,7 @@ class SnapshotExists(SnapstoreError):
 
 
 class SnapshotBusy(SnapstoreError):
-    """Another call in this process is saving this very index; wait for its outcome."""
+    """Somebody else is at it: this index is being saved, or this store restored. Wait, then look."""
 
 
 class SnapshotNotFound(SnapstoreError, LookupError):

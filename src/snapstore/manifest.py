@@ -8,6 +8,7 @@ flipped bit anywhere in it is noticed.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ DIGEST_ALGORITHM = "crc32c"
 
 #: A manifest names 8 hexadecimal digits per chunk: this is enough for 32 TiB in the usual chunks.
 MANIFEST_SIZE_MAX = 128 * 1024 * 1024
+
+_DIGESTS = re.compile(r"(?:[0-9a-f]{8})*")
 
 
 def digest_text(digest: int) -> str:
@@ -81,6 +84,8 @@ class Manifest:
             raise ValueError("its sizes are not whole numbers")
         if not _fastpipe.CHUNK_SIZE_MIN <= chunk_size <= _fastpipe.CHUNK_SIZE_MAX:
             raise ValueError(f"its chunk size is {chunk_size}")
+        if not _DIGESTS.fullmatch(chunks) or not _DIGESTS.fullmatch(digest) or len(digest) != 8:
+            raise ValueError("its digests are not groups of 8 hexadecimal digits")
         chunk_digests = tuple(int(chunks[at : at + 8], 16) for at in range(0, len(chunks), 8))
         if len(chunk_digests) != -(-size // chunk_size):
             raise ValueError(f"it has {len(chunk_digests)} chunk digests for {size} bytes")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import os
-    from typing import BinaryIO
 
     from typing_extensions import Buffer
 
@@ -70,7 +69,7 @@ class KV(Protocol):
     def snapshot(self) -> Snapshot:
         """Pin the store as it is now. Quick (no bytes are moved): it runs on the apply loop."""
 
-    def restore(self, source: str | os.PathLike[str] | BinaryIO, /) -> None:
+    def restore(self, source: str | os.PathLike[str] | Reader, /) -> None:
         """Replace the whole content by a snapshot's; a crash leaves the old or the new, whole."""
 
 

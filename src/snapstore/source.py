@@ -7,10 +7,12 @@ is asked chunk by chunk with everything checked that a reader can get wrong.
 from __future__ import annotations
 
 import io
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe
+from snapstore.errors import SnapshotTooLarge
 from snapstore.stream import SnapshotStream
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 #: What a reader that fills buffers is lent at a time; it fits the cache of one core.
 _PIECE_SIZE = 256 * 1024
 
+#: What the core reads by itself, and better than through the methods that they have for Python.
+_CORE_KINDS = (_fastpipe.PipeReader, _fastpipe.Image, _fastpipe.Body, _fastpipe.Frames)
+
 
 def open_source(source: object) -> CoreSource:
     """Return what the C core reads for `source`.
@@ -32,31 +37,51 @@ def open_source(source: object) -> CoreSource:
     """
     if isinstance(source, SnapshotStream):
         return source.source
+    if isinstance(source, _CORE_KINDS):
+        return source
     if isinstance(source, bool) or source is None or isinstance(source, (str, io.TextIOBase)):
         raise TypeError(
-            f"cannot read a snapshot from {type(source).__name__}: give bytes, a descriptor or a binary reader"
+            f"cannot read a snapshot from {type(source).__name__}: "
+            "give bytes, a descriptor or a binary reader"
         )
-    if isinstance(source, socket.socket):
+    if isinstance(source, socket.socket) and not hasattr(source, "read"):
+        # A TLS socket has its own `read`: its descriptor carries what is encrypted.
         return source.fileno()
     if isinstance(source, io.FileIO):
         return source.fileno()
     if isinstance(source, io.BufferedReader) and isinstance(source.raw, io.FileIO) and source.seekable():
-        # Its buffer may be ahead of what was read from it: let the descriptor stand where it does.
-        source.seek(source.tell())
+        # Its buffer is ahead of what was read from it: let the descriptor stand where the reader does.
+        # A seek within the buffer would leave the descriptor alone; one to the end drops the buffer.
+        position = source.tell()
+        source.seek(0, os.SEEK_END)
+        source.seek(position)
         return source.fileno()
-    if hasattr(source, "readinto") and not isinstance(source, _fastpipe.PipeReader):
+    if hasattr(source, "readinto"):
         return _CheckedReader(_from_readinto(source))
     if hasattr(source, "read"):
         return _CheckedReader(source.read)
     return source  # type: ignore[return-value]  # The core names what it cannot read.
 
 
-def known_size(source: object) -> int | None:
-    """Return how many bytes `source` will give, where it can tell without being read."""
+def expected_size(source: object, declared: int | None) -> int | None:
+    """Return how many bytes to expect: as declared, or as `source` tells without being read.
+
+    Raises SnapshotTooLarge where it tells of more than was declared: memory and images are read for
+    the declared length only, so that nobody would notice the rest.
+    """
+    known = _known_size(source)
+    if declared is None or known is None:
+        return known if declared is None else declared
+    if known > declared >= 0:  # The core refuses negative sizes.
+        raise SnapshotTooLarge(f"the source has {known} bytes where {declared} were declared")
+    return declared
+
+
+def _known_size(source: object) -> int | None:
     if isinstance(source, (SnapshotStream, _fastpipe.Image)):
         return source.size
-    if isinstance(source, (bytes, bytearray)):
-        return len(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return memoryview(source).nbytes
     return None
 
 

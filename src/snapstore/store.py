@@ -4,8 +4,9 @@ It must not know any concrete KV, raft engine or transport, and no thread: what 
 the clock's background, what comes later to the clock's timers.
 
 Plan: at most one snapshot, the *pin*, is stored. Its states are in the table below and `_move` goes
-along it. Each stream handed out has a *share* in its pin; when the last share is given back, the pin
-is closed. Decisions are made under the lock and return what is to be closed, which is done after it.
+along it. Each stream handed out has a *share* in its pin (`share.py`); when the last share is given
+back, the pin is closed. Decisions are made under the lock and return what is to be closed, which is
+done after it.
 """
 
 from __future__ import annotations
@@ -212,7 +213,6 @@ class SnapshotStore:
             if self._state is State.CLOSED:
                 return
             streams = _streams_of(self._shares)
-            self._shares.clear()
             unpinned = self._unpin(State.CLOSED)
         for stream in streams:
             stream.close(StoreClosed("the store that lent the snapshot was closed"))
@@ -312,7 +312,7 @@ class SnapshotStore:
         return [share for share in self._shares if share.pin is pin]
 
     def _release(self, share: Share) -> None:
-        """Take `share` back from a stream that its holder closed; the only one here that locks."""
+        """Take `share` back from a stream that its holder closed; locks, unlike the others here."""
         with self._lock:
             unpinned = self._settle(share) if share in self._shares else None
         if unpinned is not None:

@@ -5,7 +5,7 @@
 # which is kept for the next message on the connection.
 
 cdef enum:
-    LINE_SIZE_MAX = 256          # a chunk's size and its extensions; 16 digits are the longest size
+    LINE_SIZE_MAX = 256          # a chunk's size and its extensions; 15 digits are the longest size
     TRAILER_LINES_MAX = 64       # nothing in a trailer is used, so few are borne
     BODY_BUFFER_SIZE = 64 * 1024
 
@@ -74,11 +74,11 @@ cdef int body_read_line(BodyState* body, char* line, Pulse* pulse) noexcept nogi
     return FRAME_WRONG
 
 
-cdef int chunk_size_of(const char* line, uint64_t* size) noexcept nogil:
+cdef int chunk_size_of(const char* line, int length, uint64_t* size) noexcept nogil:
     """The number that a chunk opens with; extensions behind a semicolon are passed over."""
     cdef int digits = 0, digit
     size[0] = 0
-    while True:
+    while digits < length:
         if c'0' <= line[digits] <= c'9':
             digit = line[digits] - c'0'
         elif c'a' <= line[digits] <= c'f':
@@ -91,7 +91,7 @@ cdef int chunk_size_of(const char* line, uint64_t* size) noexcept nogil:
         digits += 1
         if digits > 15:          # beyond 2^60 there is no snapshot, only an overflow
             return FRAME_WRONG
-    return 0 if digits and (line[digits] == 0 or line[digits] == c';') else FRAME_WRONG
+    return 0 if digits and (digits == length or line[digits] == c';') else FRAME_WRONG
 
 
 cdef int body_next_chunk(BodyState* body, Pulse* pulse) noexcept nogil:
@@ -105,7 +105,8 @@ cdef int body_next_chunk(BodyState* body, Pulse* pulse) noexcept nogil:
     if length < 0:
         return length
     body.in_chunk = True
-    if chunk_size_of(line, &body.left):
+    if chunk_size_of(line, length, &body.left):
+        body.left = 0
         return FRAME_WRONG
     if body.left:
         return 0
@@ -121,6 +122,8 @@ cdef int64_t body_read(BodyState* body, char* buffer, size_t size, Pulse* pulse)
     """Some bytes of the body; 0 at its end, TRUNCATED when the connection ends first."""
     cdef int64_t count
     cdef int code
+    if size == 0:
+        return 0
     if body.left == 0 and body.mode == BODY_CHUNKED and not body.ended:
         code = body_next_chunk(body, pulse)
         if code:

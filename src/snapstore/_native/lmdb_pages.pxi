@@ -251,4 +251,3 @@ cdef void page_map_scrub(const PageMap* map, char* buffer, uint64_t offset, size
             zero += 1
 
 
-include "snapstore/_native/lmdb_walk.pxi"

@@ -388,6 +388,11 @@ cdef class LmdbPageMap:
         """How many values lie on pages of their own, the freelist's records included."""
         return self.map.value_count
 
+    @property
+    def pages_walked(self):
+        """How many pages of trees had to be read to build it."""
+        return self.map.page_count - self.map.pages_left
+
     def zero_runs(self, uint64_t length_min=0):
         """The free pages as sorted (offset, length) in bytes, of `length_min` bytes or more."""
         return [

@@ -43,6 +43,7 @@ def pipe(*, chunk_size=CHUNK_SIZE_DEFAULT, chunks=CHUNKS_DEFAULT):
     return PipeReader(shared), PipeWriter(shared)
 
 
+@cython.no_gc_clear              # its end gives the slot back, and needs the pipe for it
 cdef class Chunk:
     """A slot on loan: a read-only buffer of 1 to `chunk_size` bytes. Give it back with `release()`.
 
@@ -52,10 +53,14 @@ cdef class Chunk:
 
     cdef _Pipe shared
     cdef uint64_t number
+    cdef size_t start            # in the slot; above 0 where `readinto` took the first bytes
     cdef size_t length
     cdef readonly uint64_t offset
     cdef int views
     cdef bint given_back
+
+    def __init__(self):
+        raise TypeError("chunks come from PipeReader.read_chunk()")
 
     def __len__(self):
         return self.length
@@ -63,7 +68,8 @@ cdef class Chunk:
     def __getbuffer__(self, Py_buffer* view, int flags):
         if self.given_back:
             raise ValueError("the chunk was released; read the next one")
-        PyBuffer_FillInfo(view, self, ring_memory(self.shared.ring, self.number), self.length, 1, flags)
+        PyBuffer_FillInfo(view, self, ring_memory(self.shared.ring, self.number) + self.start, self.length, 1,
+                          flags)
         self.views += 1
 
     def __releasebuffer__(self, Py_buffer* view):
@@ -71,6 +77,7 @@ cdef class Chunk:
 
     def release(self):
         """Give the slot back to the writer."""
+        self.shared.check()
         if self.views:
             raise BufferError("release the views of this chunk first: its memory is about to be reused")
         if not self.given_back:
@@ -97,6 +104,9 @@ cdef class Slot:
     cdef int views
     cdef bint committed
 
+    def __init__(self):
+        raise TypeError("slots come from PipeWriter.reserve()")
+
     def __len__(self):
         return self.length
 
@@ -110,13 +120,13 @@ cdef class Slot:
         self.views -= 1
 
 
+@cython.no_gc_clear              # dropped, it closes its end, and needs the pipe for it
 cdef class PipeReader:
     """The end that bytes come out of. Made by `pipe()`."""
 
     cdef _Pipe shared
     cdef readonly bint closed
-    cdef object rest             # a chunk that `readinto` has not used up
-    cdef size_t rest_start
+    cdef Chunk rest              # a chunk that `readinto` has not used up
 
     def __init__(self, _Pipe shared not None):
         self.shared = shared
@@ -133,6 +143,11 @@ cdef class PipeReader:
         Raises the writer's reason when it failed, PipeClosed when this end is closed.
         """
         self.check_open()
+        cdef Chunk rest = self.rest
+        self.rest = None
+        return self.take() if rest is None else rest
+
+    cdef Chunk take(self):
         cdef uint64_t number = 0
         cdef int code
         cdef Pulse pulse
@@ -160,15 +175,16 @@ cdef class PipeReader:
             if len(target) == 0:
                 return 0
             if self.rest is None:
-                self.rest = self.read_chunk()
-                self.rest_start = 0
+                self.rest = self.take()
                 if self.rest is None:
                     return 0
             with memoryview(self.rest) as source:
-                count = min(len(target), len(source) - self.rest_start)
-                target[:count] = source[self.rest_start:self.rest_start + count]
-            self.rest_start += count
-        if self.rest_start == <size_t>len(self.rest):
+                count = min(len(target), len(source))
+                target[:count] = source[:count]
+        self.rest.start += count
+        self.rest.offset += count
+        self.rest.length -= count
+        if self.rest.length == 0:
             self.rest.release()
             self.rest = None
         return count
@@ -200,6 +216,7 @@ cdef class PipeReader:
             ring_close_reader(self.shared.ring, END_DONE, 0)
 
 
+@cython.no_gc_clear              # dropped, it closes its end, and needs the pipe for it
 cdef class PipeWriter:
     """The end that bytes go into. Made by `pipe()`."""
 
@@ -213,6 +230,8 @@ cdef class PipeWriter:
     cdef int check_writable(self) except -1:
         self.shared.check()
         if self.closed:
+            raise self.shared.closed_error()
+        if self.shared.ring.reader != END_OPEN:
             raise self.shared.closed_error()
         if self.shared.slot_out:
             raise ValueError("commit the reserved slot first")
@@ -277,6 +296,8 @@ cdef class PipeWriter:
     def commit(self, length):
         """Hand the first `length` bytes of the reserved slot to the reader; 0 gives it back unused."""
         self.shared.check()
+        if self.closed:
+            raise self.shared.closed_error()
         if not self.shared.slot_out:
             raise ValueError("reserve a slot first")
         if not 0 <= length <= <Py_ssize_t>self.slot.length:

@@ -35,10 +35,12 @@ cdef int temp_create(int directory, const char* name) noexcept nogil:
         if fd < 0:
             return -errno
         if (flock(fd, LOCK_EX | LOCK_NB) == 0 and fstat(fd, &ours) == 0
-                and fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0
-                and ours.st_ino == named.st_ino and ours.st_dev == named.st_dev):
-            return fd
-        code = errno
+                and fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0):
+            if ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
+                return fd
+            code = ENOENT        # ours was taken away, and somebody else's has the name
+        else:
+            code = errno
         close(fd)
         if code != ENOENT and code != EAGAIN:
             unlinkat(directory, name, 0)

@@ -34,7 +34,7 @@ cdef struct Ring:
 
 
 cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
-    """A ring with all slots free, or NULL with errno set."""
+    """A ring with all slots free, or NULL where there is no memory for it."""
     cdef pthread_condattr_t attributes
     cdef Ring* ring = <Ring*>calloc(1, sizeof(Ring))
     if ring == NULL:
@@ -50,7 +50,6 @@ cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
             munmap(ring.memory, ring.stride * chunks)
         free(ring.slots)
         free(ring)
-        errno = ENOMEM
         return NULL
     pthread_mutex_init(&ring.mutex, NULL)
     pthread_condattr_init(&attributes)

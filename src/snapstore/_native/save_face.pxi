@@ -14,12 +14,16 @@ cdef class SaveFile:
     cdef bint busy
     cdef int pid
 
-    def __cinit__(self, int directory_fd, bytes temp_name not None, *, nameless=True):
+    def __cinit__(self):
+        # Apart from the arguments: an object whose arguments are refused is dropped like any other.
+        self.directory = self.file = -1
+        self.pid = getpid()
+
+    def __init__(self, int directory_fd, bytes temp_name not None, *, nameless=True):
         cdef int code = -EOPNOTSUPP
         cdef const char* temp = temp_name
         cdef bint try_nameless = nameless
-        self.directory = self.file = -1
-        self.pid = getpid()
+        self.drop()
         self.directory = fcntl(directory_fd, F_DUPFD_CLOEXEC, 3)
         if self.directory < 0:
             raise OSError(errno, strerror(errno).decode())

@@ -24,6 +24,7 @@ cdef struct SourceState:
     uint64_t offset              # of the next byte: in the file, the memory or the image
     uint64_t left                # bytes still wanted; SIZE_UNKNOWN: all there are
     const char* memory
+    uint64_t memory_size
     Ring* ring
     uint64_t loan                # the ring's chunk that is being used up
     size_t loan_start
@@ -147,10 +148,15 @@ cdef int source_at_end(SourceState* source, Pulse* pulse) noexcept nogil:
     """
     cdef char byte
     cdef int64_t count
-    if source.kind == SOURCE_SOCKET or source.kind == SOURCE_MEMORY or source.kind == SOURCE_IMAGE:
+    if source.kind == SOURCE_SOCKET:
         return 0
+    if source.kind == SOURCE_MEMORY:
+        return TOO_LARGE if source.offset < source.memory_size else 0
+    if source.kind == SOURCE_IMAGE:
+        return TOO_LARGE if source.offset < source.image.size else 0
     if source.kind == SOURCE_FRAMES:
-        # Its end verifies the whole, and that nothing follows.
+        # Its end verifies the whole, and that nothing follows: one more chunk is refused by its head.
+        source.frame.size = source.frame.offset
         count = frame_read(source.frame, &byte, <uint32_t*>&source.loan, pulse)
     else:
         source.left = 1

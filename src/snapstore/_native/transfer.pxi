@@ -72,7 +72,7 @@ cdef struct StreamTarget:
     bint is_socket
     bint is_pipe
     bint nowait_refused
-
+    bint heeds_answer            # a peer that speaks while we send has said all it will
 
 cdef void target_look(StreamTarget* target, int fd) noexcept nogil:
     cdef struct_stat status
@@ -102,12 +102,23 @@ cdef ssize_t target_write_some(StreamTarget* target, const char* data, size_t si
     return write(target.fd, data, min(size, <size_t>PIPE_BUF))
 
 
+cdef int target_wait(StreamTarget* target, Pulse* pulse) noexcept nogil:
+    """Wait for room; EPIPE when the peer answers instead, as it does when it refuses midway."""
+    cdef pollfd looked
+    cdef int code = pulse_wait_fd(pulse, target.fd, (POLLOUT | POLLIN) if target.heeds_answer else POLLOUT)
+    if code or not target.heeds_answer:
+        return code
+    looked.fd = target.fd
+    looked.events = POLLIN
+    return -EPIPE if poll(&looked, 1, 0) > 0 else 0
+
+
 cdef int target_write(StreamTarget* target, const char* data, size_t size, Pulse* pulse) noexcept nogil:
     cdef ssize_t count
     cdef int code
     while size:
         if target.nowait_refused:
-            code = pulse_wait_fd(pulse, target.fd, POLLOUT)
+            code = target_wait(target, pulse)
             if code:
                 return code
         count = target_write_some(target, data, size)
@@ -117,7 +128,7 @@ cdef int target_write(StreamTarget* target, const char* data, size_t size, Pulse
         elif count == 0:
             return -EIO
         elif errno == EAGAIN:
-            code = pulse_wait_fd(pulse, target.fd, POLLOUT)
+            code = target_wait(target, pulse)
             if code:
                 return code
         elif errno != EINTR:
@@ -215,12 +226,13 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
     `length` is the chunk's where it is known beforehand, and then pieces go out as they come; where
     it is 0 the chunk is gathered first.
     """
-    cdef size_t done = 0, piece = PIECE_SIZE if length else target.chunk_size
+    cdef bint gathered = length == 0
+    cdef size_t done = 0
     cdef uint32_t digest = 0, part = 0
     cdef const char* data = target.scratch
     cdef int64_t count = 0
     cdef int code = 0
-    if length == 0:
+    if gathered:
         count = source_fill(source, target.scratch, target.chunk_size, &part, pulse)
         if count <= 0:
             return count
@@ -228,11 +240,11 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
     code = frame_open(target, CHUNK_MAGIC, length, digests.size, pulse)
     while code == 0 and done < length:
         if count == 0:
-            count = source_next(source, target.scratch, min(piece, length - done), &data, &part, pulse)
+            count = source_next(source, target.scratch, min(<size_t>PIECE_SIZE, length - done), &data, &part, pulse)
             if count <= 0:
                 return count if count else TRUNCATED
         code = target_write(&target.stream, data, count, pulse)
-        if piece == PIECE_SIZE:
+        if not gathered:
             source_used(source, count)
         digest = crc32c_join(digest, part, count)
         done += count
@@ -355,6 +367,8 @@ cdef int disk_finish(DiskTarget* target, int code) noexcept nogil:
         # Where the writer failed, the receiver saw no more than a closed ring.
         if target.outcome and (code == 0 or code == RING_CLOSED):
             code = target.outcome
+    if target.direct:
+        disk_set_direct(target, False)   # whoever reads the file next has buffers of his own alignment
     if code == 0 and target.padded and ftruncate(target.fd, <off_t>target.written) < 0:
         code = -errno
     return code
@@ -406,7 +420,7 @@ cdef int save_chunks(SourceState* source, DiskTarget* target, SaveLimits* limits
         count = source_fill(source, slot, wanted, &digest, pulse)
         if count < 0:
             return <int>count
-        if digests.size + count > limits.size_max:
+        if count > <int64_t>wanted or digests.size + count > limits.size_max:
             return TOO_LARGE
         if count:
             code = digests_add(digests, digest, count)
@@ -415,8 +429,11 @@ cdef int save_chunks(SourceState* source, DiskTarget* target, SaveLimits* limits
         code = disk_put(target, slot, count, limits)
         if code:
             return code
-        if count < <int64_t>wanted:
-            return TRUNCATED if limits.size != SIZE_UNKNOWN else 0
+        if count < <int64_t>wanted and limits.size != SIZE_UNKNOWN:
+            return TRUNCATED
+        # Behind a short chunk of frames stands the closing one, which verifies the whole.
+        if count == 0 or (count < <int64_t>wanted and source.kind != SOURCE_FRAMES):
+            return 0
     return source_at_end(source, pulse)
 
 

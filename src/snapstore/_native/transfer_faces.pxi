@@ -84,7 +84,7 @@ cdef class _Source:
     cdef bint has_view
     cdef bint finished
 
-    def __init__(self, origin, offset=None, length=None):
+    def __init__(self, origin, offset=None, length=None, frame_size=0):
         self.owner = origin
         self.state.fd = -1
         self.state.left = SIZE_UNKNOWN if length is None else check_size(length, "length")
@@ -92,11 +92,11 @@ cdef class _Source:
         if isinstance(origin, Image):
             self.open_image(origin)
         elif isinstance(origin, PipeReader):
-            (<PipeReader>origin).check_open()
-            self.state.kind = SOURCE_RING
-            self.owner = (<PipeReader>origin).shared
-            self.state.ring = (<PipeReader>origin).shared.ring
+            self.open_ring(origin)
         elif isinstance(origin, Frames):
+            if (<Frames>origin).state.chunk_size != frame_size:
+                raise ValueError(f"frames are read by save and digest, with their own chunk_size of "
+                                 f"{(<Frames>origin).state.chunk_size} bytes")
             self.state.kind = SOURCE_FRAMES
             self.state.frame = &(<Frames>origin).state
         elif isinstance(origin, Body):
@@ -110,6 +110,8 @@ cdef class _Source:
             self.open_reader(origin)
         else:
             raise TypeError(f"cannot read a snapshot from {type(origin).__name__}")
+        if offset and self.state.kind not in (SOURCE_FILE, SOURCE_MEMORY, SOURCE_IMAGE):
+            raise ValueError("offset needs a source that can be read at random: a file, memory, an image")
 
     cdef int open_image(self, Image image) except -1:
         image.check()
@@ -117,6 +119,20 @@ cdef class _Source:
         self.state.kind = SOURCE_IMAGE
         self.state.image = &image.state
         self.state.left = min(self.state.left, image.state.size - min(self.state.offset, image.state.size))
+        return 0
+
+    cdef int open_ring(self, PipeReader reader) except -1:
+        reader.check_open()
+        self.state.kind = SOURCE_RING
+        self.owner = reader.shared
+        self.state.ring = reader.shared.ring
+        if reader.rest is not None:
+            # What `readinto` left of a chunk comes first; its loan is this source's now.
+            self.state.loan = reader.rest.number
+            self.state.loan_start = reader.rest.start
+            self.state.loan_length = reader.rest.length
+            reader.rest.given_back = True
+            reader.rest = None
         return 0
 
     cdef int open_fd(self, int fd, bint at_offset) except -1:
@@ -140,6 +156,7 @@ cdef class _Source:
         self.has_view = True
         self.state.kind = SOURCE_MEMORY
         self.state.memory = <const char*>self.view.buf
+        self.state.memory_size = self.view.len
         self.state.left = min(self.state.left, <uint64_t>self.view.len - min(self.state.offset,
                                                                          <uint64_t>self.view.len))
         return 0
@@ -218,11 +235,14 @@ def send(source, fd, *, offset=0, length=None, progress=None, idle_timeout_s=Non
     descriptor. Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError; what
     the system refuses raises OSError.
     """
-    cdef _Source opened = _Source(source, offset if offset else None, length)
+    cdef int target = fd
     cdef _Scratch scratch = _Scratch(PIECE_SIZE)
+    cdef _Source opened
     cdef Pulse pulse
     cdef int64_t count
-    cdef int target = fd
+    if length is not None and isinstance(source, PipeReader):
+        raise ValueError("a pipe is sent to its end; length is for sources that can be read again")
+    opened = _Source(source, offset if offset else None, length)
     try:
         pulse_start(&pulse, progress, idle_timeout_s)
         with nogil:
@@ -243,15 +263,16 @@ def send_frames(source, fd, *, size, chunk_size, http_chunked=False, progress=No
     """
     check_chunking(chunk_size, 1)
     cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
-    cdef _Source opened = _Source(source, None, size)
+    cdef int code, target_fd = fd
     cdef _Scratch scratch = _Scratch(chunk_size)
     cdef _Digests digests = _Digests()
+    cdef _Source opened = _Source(source, None, size)
     cdef FrameTarget target
     cdef Pulse pulse
-    cdef int code
     try:
         pulse_start(&pulse, progress, idle_timeout_s)
-        target_look(&target.stream, fd)
+        target_look(&target.stream, target_fd)
+        target.stream.heeds_answer = target.stream.is_socket
         target.http_chunked = http_chunked
         target.scratch = scratch.memory
         target.chunk_size = chunk_size
@@ -277,11 +298,11 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
     nowhere and only digests.
     """
     check_chunking(chunk_size, chunks)
-    cdef _Source opened = _Source(source, None, size)
+    cdef int code, target = target_fd
     cdef _Digests digests = _Digests(expected)
+    cdef _Source opened = _Source(source, None, size, chunk_size)
     cdef SaveLimits limits
     cdef Pulse pulse
-    cdef int code, target = target_fd
     try:
         limits.size = SIZE_UNKNOWN if size is None else check_size(size, "size")
         limits.size_max = check_size(size_max, "size_max")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import mmap
 import os
 import threading
 import time
@@ -26,7 +27,7 @@ from snapstore.errors import (
     SnapstoreError,
     StoreClosed,
 )
-from snapstore.kv.lmdb_file import StagedRestore, data_and_lock, restore_lmdb
+from snapstore.kv.lmdb_file import META_PAGES, StagedRestore, data_and_lock, restore_lmdb
 from snapstore.kv.lmdb_snapshot import LmdbSnapshot, pin
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ class LmdbKV:
         # An absolute name, since the process may change its directory before the next restore.
         path = os.path.abspath(self._env.path())
         self._data_path, self._lock_path = data_and_lock(path, subdir=self._flags["subdir"])
-        self._fd = self._open_data()
+        self._open_data()
 
-    def _open_data(self) -> int:
-        return os.open(self._data_path, os.O_RDONLY | os.O_CLOEXEC)
+    def _open_data(self) -> None:
+        self._fd = os.open(self._data_path, os.O_RDONLY | os.O_CLOEXEC)
+        size = META_PAGES * self._env.stat()["psize"]
+        self._metas = mmap.mmap(self._fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
 
     def __repr__(self) -> str:
         return f"<LmdbKV of {self._data_path}, {self._state.value}>"
@@ -132,9 +135,9 @@ class LmdbKV:
             )
         with self._lock:
             self._check()
-            env, fd = self._env, os.dup(self._fd)
+            env, fd, metas = self._env, os.dup(self._fd), self._metas
         try:
-            snapshot = pin(env, fd, self._monotonic)
+            snapshot = pin(env, fd, metas, self._monotonic)
         except BaseException:
             os.close(fd)
             raise
@@ -192,13 +195,11 @@ class LmdbKV:
         self._lock_fd = staged.take_lock_fd()
         try:
             path = self._data_path if not self._flags["subdir"] else os.path.dirname(self._data_path)
-            env = lmdb.open(path, **options)
-            self._fd = self._open_data()
+            self._env = lmdb.open(path, **options)
+            self._open_data()
             target = State.OPEN
         finally:
             with self._lock:
-                if target is State.OPEN:
-                    self._env = env
                 self._move(target)
         map_size = options.get("map_size")
         if map_size is not None and map_size < staged.meta.size:
@@ -216,6 +217,7 @@ class LmdbKV:
             snapshot.close()
         if self._owned:
             self._env.close()
+        self._metas.close()
         for fd in (self._fd, self._lock_fd):
             if fd >= 0:
                 os.close(fd)

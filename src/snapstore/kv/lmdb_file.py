@@ -81,8 +81,10 @@ class DataMeta:
             if len(page) < header_size + META.size:
                 raise SnapshotTruncated(f"an LMDB meta page cannot have {len(page)} bytes")
             magic, found_version, *fields = META.unpack_from(page, header_size)
+            (number,) = struct.unpack_from("=Q", page)
             (flags,) = struct.unpack_from("=H", page, header_size - 6)
-            if magic == MAGIC and found_version == version and flags & META_FLAG:
+            known = magic == MAGIC and found_version == version
+            if known and number < META_PAGES and flags == META_FLAG:
                 meta = cls(page[:header_size], version, *fields)
                 meta._check()
                 return meta

@@ -21,9 +21,10 @@ import lmdb
 
 from snapstore._fastpipe import Image
 from snapstore.errors import PipeClosed, SnapshotTemporarilyUnavailable
-from snapstore.kv.lmdb_file import META_PAGES, DataMeta
+from snapstore.kv.lmdb_file import META_PAGES, META_SIZE_MAX, DataMeta
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
     from typing_extensions import Self
@@ -56,12 +57,14 @@ class LmdbSnapshot:
 
     def __init__(
         self,
+        env: lmdb.Environment,
         txn: lmdb.Transaction[bytes],
         meta: DataMeta,
         fd: int,
         monotonic: Callable[[], float],
     ) -> None:
-        self._txn = txn
+        self._env = env
+        self._txn: lmdb.Transaction[bytes] | None = txn
         self._meta = meta
         self._fd = fd
         self._monotonic = monotonic
@@ -91,9 +94,12 @@ class LmdbSnapshot:
 
     @property
     def txn(self) -> lmdb.Transaction[bytes]:
-        """The pinned read transaction, to look at its content; one thread at a time. Leave its end to
-        `close`."""
-        return self._txn
+        """The pinned read transaction, to look at its content; one thread at a time. Its end is for
+        `close`, after which there is none (PipeClosed)."""
+        txn = self._txn
+        if txn is None:
+            raise PipeClosed("the snapshot was closed")
+        return txn
 
     @property
     def pages_held(self) -> int:
@@ -102,7 +108,7 @@ class LmdbSnapshot:
         with self._lock:
             if self._closed:
                 return 0
-            last_page: int = self._txn.env.info()["last_pgno"]
+            last_page: int = self._env.info()["last_pgno"]
         return max(0, last_page - self._meta.last_page)
 
     def image(self) -> Image:
@@ -178,12 +184,14 @@ class LmdbSnapshot:
                 return
             self._closed = True
             image = self._image
+            # py-lmdb keeps a reader's slot for as long as the transaction object lives.
+            txn, self._txn = self._txn, None
         if image is not None:
             image.close()
         os.close(self._fd)
         # After a fork the reader's slot is the parent's, and so is the transaction.
-        if not forked:
-            self._txn.abort()
+        if txn is not None and not forked:
+            txn.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -192,15 +200,18 @@ class LmdbSnapshot:
         self.close()
 
 
-def pin(env: lmdb.Environment, fd: int, monotonic: Callable[[], float]) -> LmdbSnapshot:
-    """Begin a read transaction and read its meta page; `fd` is the snapshot's from then on."""
-    page_size: int = env.stat()["psize"]
+def pin(env: lmdb.Environment, fd: int, metas: mmap.mmap, monotonic: Callable[[], float]) -> LmdbSnapshot:
+    """Begin a read transaction and read its meta page; `fd` is the snapshot's from then on.
+
+    `metas` maps the two meta pages. From a mapping, since a system call would let go of the GIL, and
+    another thread then commits before it comes back: with `pread`, a writer in a loop was always ahead.
+    """
     for _attempt in range(PIN_ATTEMPTS_MAX):
         txn = _begin(env)
         try:
-            page = _pinned_meta_page(fd, page_size, txn.id())
-            if page is not None:
-                return LmdbSnapshot(txn, DataMeta.parse(page), fd, monotonic)
+            meta = _pinned_meta(metas, txn.id())
+            if meta is not None:
+                return LmdbSnapshot(env, txn, meta, fd, monotonic)
         except BaseException:
             txn.abort()
             raise
@@ -224,16 +235,18 @@ def _begin(env: lmdb.Environment) -> lmdb.Transaction[bytes]:
         ) from error
 
 
-def _pinned_meta_page(fd: int, page_size: int, txnid: int) -> bytes | None:
-    """Return the meta page of the pinned transaction T, or None when it may have changed meanwhile.
+def _pinned_meta(metas: mmap.mmap, txnid: int) -> DataMeta | None:
+    """Return the meta of the pinned transaction T, or None when its page may have changed meanwhile.
 
     T's page is written again by transaction T + 2 only, and that begins after T + 1 has written the
     other one. So as long as the other page is older than T *after* T's was read, T's was read whole.
     """
-    slot = txnid & 1
-    page = os.pread(fd, page_size, slot * page_size)
+    page_size = len(metas) // META_PAGES
+    own, other = (txnid & 1) * page_size, (1 - (txnid & 1)) * page_size
+    page = metas[own : own + META_SIZE_MAX]
+    other_page = metas[other : other + META_SIZE_MAX]
     meta = DataMeta.parse(page)
-    if txnid == meta.txnid == 0:
-        return page
-    other = DataMeta.parse(os.pread(fd, page_size, (1 - slot) * page_size))
-    return page if meta.txnid == txnid and other.txnid < txnid else None
+    # A new environment has two pages of transaction 0.
+    if meta.txnid == txnid and (txnid == 0 or DataMeta.parse(other_page).txnid < txnid):
+        return meta
+    return None

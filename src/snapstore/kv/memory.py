@@ -14,15 +14,12 @@ import hashlib
 import os
 import struct
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from snapstore.errors import ForkedProcess, PipeClosed, SnapshotCorrupt, SnapshotTruncated
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer, Self
 
     from snapstore.protocols import Reader, Writer
 
@@ -108,16 +105,18 @@ class MemoryKV:
             self._shared = True
             return MemorySnapshot(self._items, self._size, size_known=self._size_known)
 
-    def restore(self, source: str | os.PathLike[str] | BinaryIO, /) -> None:
+    def restore(self, source: str | os.PathLike[str] | Reader, /) -> None:
         """Replace the content by the snapshot in `source`, a path or a reader of bytes.
 
         The source is read and checked wholly before anything is replaced. Raises `SnapshotTruncated`
         when it ends early and `SnapshotCorrupt` when it is anything else than one whole snapshot.
         """
         self._check_process()
-        opened = open(source, "rb") if isinstance(source, (str, os.PathLike)) else nullcontext(source)
-        with opened as reader:
-            items = _read_items(reader)
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as reader:
+                items = _read_items(reader)
+        else:
+            items = _read_items(source)
         with self._lock:
             self._items, self._size, self._shared = items, _size_of(items), False
 
@@ -177,6 +176,12 @@ class MemorySnapshot:
         """Let go of the content; any thread, any number of times."""
         self._items = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_args: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
         return f"<MemorySnapshot {'closed' if self._items is None else 'pinned'}>"
 
@@ -193,8 +198,6 @@ class MemorySnapshot:
 
 
 def _as_bytes(part: Buffer) -> bytes:
-    if isinstance(part, str):
-        raise TypeError("keys and values are bytes; encode the str first")
     whole = bytes(memoryview(part))
     if len(whole) > ITEM_SIZE_MAX:
         raise ValueError(f"a key or value of {len(whole)} bytes is over the limit of {ITEM_SIZE_MAX}")
@@ -210,25 +213,52 @@ def _size_of(items: dict[bytes, bytes]) -> int:
     return _HEAD.size + content + hashlib.sha256().digest_size
 
 
+class _Input:
+    """Reads exact lengths from a reader and digests what it reads."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._digest = hashlib.sha256()
+
+    def take(self, size: int) -> bytes:
+        """Return the next `size` bytes; allocates as they arrive, so a damaged length costs nothing."""
+        taken = bytearray()
+        while len(taken) < size:
+            part = self._reader.read(min(size - len(taken), _BLOCK_SIZE))
+            if not part:
+                raise SnapshotTruncated("the bytes ended before the snapshot did")
+            taken += part
+        self._digest.update(taken)
+        return bytes(taken)
+
+    def check_digest(self) -> None:
+        """Compare the digest of all that was taken with the one that comes next."""
+        digest = self._digest.digest()
+        if self.take(len(digest)) != digest:
+            raise SnapshotCorrupt("the digest of the snapshot does not match its bytes")
+
+    def check_end(self) -> None:
+        if self._reader.read(1):
+            raise SnapshotCorrupt("the snapshot is followed by bytes that do not belong to it")
+
+
 def _read_items(reader: Reader) -> dict[bytes, bytes]:
-    """Read one whole snapshot, and nothing may follow it."""
-    digest = hashlib.sha256()
-    magic, count = _HEAD.unpack(_read(reader, _HEAD.size, digest.update))
+    """Read one whole snapshot; nothing may follow it."""
+    source = _Input(reader)
+    magic, count = _HEAD.unpack(source.take(_HEAD.size))
     if magic != MAGIC:
         raise SnapshotCorrupt(f"these bytes are no snapshot of a MemoryKV: they do not start with {MAGIC!r}")
     items: dict[bytes, bytes] = {}
     last = None
     for _ in range(count):
-        key_size, value_size = _LENGTHS.unpack(_read(reader, _LENGTHS.size, digest.update))
+        key_size, value_size = _LENGTHS.unpack(source.take(_LENGTHS.size))
         if max(key_size, value_size) > ITEM_SIZE_MAX:
             raise SnapshotCorrupt(f"an item of {max(key_size, value_size)} bytes is over {ITEM_SIZE_MAX}")
-        key = _read(reader, key_size, digest.update)
+        key = source.take(key_size)
         if last is not None and key <= last:
             raise SnapshotCorrupt("the keys of the snapshot are not in their order")
         last = key
-        items[key] = _read(reader, value_size, digest.update)
-    if _read(reader, digest.digest_size) != digest.digest():
-        raise SnapshotCorrupt("the digest of the snapshot does not match its bytes")
-    if len(memoryview(reader.read(1))):
-        raise SnapshotCorrupt("the snapshot is followed by bytes that do not belong to it")
+        items[key] = source.take(value_size)
+    source.check_digest()
+    source.check_end()
     return items

@@ -1,0 +1,88 @@
+"""What people type, read: sizes, indexes, and where a store lies. Text in, values out.
+
+Each reader raises `ArgumentTypeError`, whose text argparse shows with the argument's name.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+from snapstore.meta import check_index
+
+T = TypeVar("T")
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([a-z]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlace:
+    """A key-value store on disk: its kind, `lmdb` or `sqlite`, and its path."""
+
+    kind: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.path}"
+
+
+#: The kinds of stores that can be named as KIND:PATH.
+STORE_KINDS = ("lmdb", "sqlite")
+
+
+def checked(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Return `read` with its ValueErrors told to the user in its own words."""
+
+    def read_argument(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return read_argument
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes: `1GiB`, `64MiB`, `10GB`, or a plain number of bytes."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found or found[2].lower() not in _UNITS:
+        raise ArgumentTypeError(f"a size is a number and a unit, as 1GiB, 64MiB or 10GB, not {text!r}")
+    # A fraction, not a float: sizes above 2^53 bytes stay exact.
+    return int(Fraction(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_index(text: str) -> int:
+    """Read raft's index or term: decimal, or hexadecimal with `0x` as in the names of the files."""
+    try:
+        return check_index(int(text, 16 if text.lower().startswith("0x") else 10))
+    except ValueError:
+        raise ArgumentTypeError(f"give a number from 0 to 2^64-1, decimal or 0x..., not {text!r}") from None
+
+
+def parse_count(text: str) -> int:
+    """Read a number that is 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise ArgumentTypeError(f"give a number, 1 or more, not {text!r}")
+    return int(text)
+
+
+def parse_store(text: str) -> StorePlace:
+    """Read `lmdb:PATH` or `sqlite:PATH`."""
+    place = find_store(text)
+    if place is None:
+        raise ArgumentTypeError(f"a store is lmdb:PATH or sqlite:PATH, not {text!r}")
+    return place
+
+
+def find_store(text: str) -> StorePlace | None:
+    """Return the store that `text` names, or None where it is a plain path."""
+    kind, colon, path = text.partition(":")
+    return StorePlace(kind, path) if colon and path and kind in STORE_KINDS else None

@@ -1,0 +1,124 @@
+"""Where peers are: addresses to listen on and URLs to send to. Text in, socket arguments out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+#: What a listener gets where nothing else is said: this machine alone, any free port.
+ADDRESS_DEFAULT = "127.0.0.1:0"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place to listen on or connect to: a host and a port, or the path of a Unix socket."""
+
+    host: str
+    port: int
+    path: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The same as a URL."""
+        if self.path is not None:
+            return f"http+unix://{quote(self.path, safe='')}"
+        return f"http://{self}"
+
+    @property
+    def http_host(self) -> str:
+        """What a request's Host header says."""
+        return "localhost" if self.path is not None else str(self)
+
+
+def parse_address(text: str) -> Address:
+    """Read `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`; raises ValueError."""
+    if text.startswith("unix:"):
+        if len(text) == len("unix:"):
+            raise ValueError("an address unix:PATH needs a path")
+        return Address("", 0, text.removeprefix("unix:"))
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not {text!r}")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address goes in brackets: [{host}]:{port}")
+    if not host:
+        raise ValueError(f"{text!r} names no host; 127.0.0.1 is this machine, 0.0.0.0 every interface")
+    return Address(host, int(port))
+
+
+def parse_url(url: str) -> Address:
+    """Read `http://HOST:PORT`, `http://[IPV6]:PORT` or `http+unix://%2Fpath`; raises ValueError."""
+    parts = urlsplit(url)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"a peer's URL ends behind the port, not with {url!r}")
+    if parts.scheme == "http+unix" and parts.netloc:
+        return Address("", 0, unquote(parts.netloc))
+    if parts.scheme != "http" or not parts.hostname or parts.username is not None:
+        raise ValueError(f"a peer's URL is http://HOST:PORT or http+unix://%2Fpath, not {url!r}")
+    return Address(parts.hostname, 80 if parts.port is None else parts.port)
+
+
+def listen(address: Address) -> tuple[socket.socket, Address]:
+    """Return a listening socket and the address it got (port 0 asks for any free one).
+
+    The name that a killed listener left on a Unix socket is taken over; a living one's is not.
+    """
+    if address.path is not None:
+        return _listen_unix(address.path), address
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+    )
+    family, _, _, _, place = found[0]
+    listener = socket.create_server(place[:2], family=family)
+    bound: Any = listener.getsockname()
+    return listener, Address(bound[0], bound[1])
+
+
+def _listen_unix(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if _is_abandoned(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        listener.bind(path)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        error.filename = path
+        raise
+    return listener
+
+
+def _is_abandoned(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # A living listener with a full queue must not hold us up.
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def connect(address: Address, timeout_s: float) -> socket.socket:
+    """Return a connection; OSError where there is none within `timeout_s` seconds."""
+    if address.path is None:
+        connection = socket.create_connection((address.host, address.port), timeout_s)
+        # Heads and the last frame are small, and somebody waits for each of them.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(address.path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

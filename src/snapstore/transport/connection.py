@@ -1,0 +1,263 @@
+"""One peer's connection: request after request, until it leaves or misbehaves.
+
+Routes heads and sends stored snapshots; what becomes of an offer is receiver.py's. Bodies in either
+direction are moved by the C core without the GIL, so that no event loop in the process stalls.
+
+    PUT  /v1/snapshots/{index}            the native push
+    GET  /v1/snapshots                    a JSON list          (HEAD likewise, for each)
+    GET  /v1/snapshots/{index}            the raw image, with Range
+    GET  /v1/snapshots/{index}/manifest   its manifest
+    GET  /healthz                         "ok"
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import socket
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from snapstore import _fastpipe
+from snapstore.errors import PeerRejected, SnapshotNotFound, SnapstoreError
+from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
+from snapstore.wire import Offer, OfferMalformed, meta_headers, parse_index, parse_range, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from snapstore.directory import SnapshotDir
+    from snapstore.stored import SavedSnapshot, StoredSnapshot
+    from snapstore.transport.receiver import Receiver
+
+logger = logging.getLogger("snapstore.transport")
+
+#: A head is one packet; a peer that needs longer, or is idle so long between two, is not a peer.
+HEAD_TIMEOUT_S = 10.0
+
+#: How long a refused sender is listened to, so that it reads the answer before the line goes dead.
+LINGER_S = 2.0
+
+_PREFIX = "/v1/snapshots"
+
+_JSON = ("Content-Type", "application/json")
+
+
+class Connection:
+    """Speaks HTTP/1.1 with one peer, on the thread that calls `run`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        directory: SnapshotDir,
+        receiver: Receiver,
+        *,
+        idle_timeout_s: float,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+    ) -> None:
+        self._socket = sock
+        self._directory = directory
+        self._receiver = receiver
+        self._idle_timeout_s = idle_timeout_s
+        self._head_timeout_s = head_timeout_s
+        self._keep_alive = True
+
+    def run(self) -> None:
+        """Answer one request after the other, until the peer leaves or is refused."""
+        kept = b""
+        try:
+            while self._keep_alive:
+                head = self._read_head(kept)
+                if head is None:
+                    return
+                self._keep_alive = head.keep_alive
+                kept = self._answer_request(head)
+        except (ConnectionError, TimeoutError) as error:
+            # Whatever it was in the middle of has been undone, and nobody is there to be told.
+            logger.info("%s left or fell silent: %s", self._peer(), error)
+
+    def _read_head(self, kept: bytes) -> Head | None:
+        try:
+            return read_request(self._socket, kept, self._head_timeout_s)
+        except HeadMalformed as error:
+            self._refuse(PeerRejected(error.status, str(error)))
+        except TimeoutError:
+            words = f"no whole head within {self._head_timeout_s:g} s"
+            self._refuse(PeerRejected(HTTPStatus.REQUEST_TIMEOUT, words))
+        return None
+
+    def _answer_request(self, head: Head) -> bytes:
+        """Answer one request; what was read of the next one. A refusal ends the connection."""
+        try:
+            if head.method == "PUT":
+                return self._put(head)
+            self._get(head)
+            return head.kept
+        except PeerRejected as rejected:
+            self._refuse(rejected, head)
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception:
+            logger.exception("%s %s failed for a reason of our own", head.method, head.target)
+            words = "this node failed; its log says why"
+            self._refuse(PeerRejected(HTTPStatus.INTERNAL_SERVER_ERROR, words), head)
+        return b""
+
+    # The push.
+
+    def _put(self, head: Head) -> bytes:
+        index = parse_index(head.target.removeprefix(_PREFIX + "/"))
+        if index is None or not head.target.startswith(_PREFIX + "/"):
+            raise PeerRejected(HTTPStatus.NOT_FOUND, f"PUT goes to {_PREFIX}/INDEX")
+        try:
+            offer = Offer.parse(index, head.headers)
+        except OfferMalformed as error:
+            raise PeerRejected(HTTPStatus.BAD_REQUEST, str(error)) from None
+        body = _fastpipe.Body(self._socket.fileno(), head.kept, head.body_length)
+        waiting = head.headers.get("expect", "").lower() == "100-continue"
+        status, answer = self._receiver.receive(
+            offer, body, self._send_continue if waiting else lambda: None
+        )
+        # A peer may send its body although it was not wanted.
+        self._keep_alive = self._keep_alive and body.ended
+        logger.info("snapshot %d from %s: %s", index, self._peer(), answer)
+        self._respond(status, to_json(answer))
+        if not body.ended:
+            self._linger()
+        return body.leftover
+
+    def _send_continue(self) -> None:
+        self._send(response_head(HTTPStatus.CONTINUE, []))
+
+    # What is stored.
+
+    def _get(self, head: Head) -> None:
+        if head.body_length != 0:
+            raise PeerRejected(HTTPStatus.BAD_REQUEST, f"{head.method} takes no body")
+        if head.method not in ("GET", "HEAD"):
+            raise PeerRejected(HTTPStatus.METHOD_NOT_ALLOWED, f"no {head.method} here")
+        path = head.target.partition("?")[0]
+        if path == "/healthz":
+            self._respond(HTTPStatus.OK, b"ok\n", [("Content-Type", "text/plain")], head=head)
+        elif path in (_PREFIX, _PREFIX + "/"):
+            listed = [_listed(saved) for saved in self._directory.list()]
+            self._respond(HTTPStatus.OK, to_json({"snapshots": listed}), head=head)
+        elif path.startswith(_PREFIX + "/"):
+            self._get_snapshot(head, path.removeprefix(_PREFIX + "/"))
+        else:
+            raise PeerRejected(HTTPStatus.NOT_FOUND, f"nothing at {path}; snapshots are at {_PREFIX}")
+
+    def _get_snapshot(self, head: Head, name: str) -> None:
+        name, slash, part = name.partition("/")
+        index = parse_index(name)
+        if index is None or part != ("manifest" if slash else ""):
+            raise PeerRejected(HTTPStatus.NOT_FOUND, "snapshots are named by their index in decimal digits")
+        try:
+            # Not verified here: the receiver does, against the manifest, as it writes.
+            stored = self._directory.open(index, verify=False)
+        except SnapshotNotFound as error:
+            raise PeerRejected(HTTPStatus.NOT_FOUND, str(error)) from error
+        with stored:
+            manifest = stored.saved.manifest
+            if slash and manifest is None:
+                raise PeerRejected(HTTPStatus.NOT_FOUND, f"snapshot {index}: {stored.saved.problem}")
+            if slash and manifest is not None:
+                self._respond(HTTPStatus.OK, manifest.to_bytes(), head=head)
+            else:
+                self._send_image(head, stored)
+
+    def _send_image(self, head: Head, stored: StoredSnapshot) -> None:
+        headers = [("Content-Type", "application/octet-stream"), ("Accept-Ranges", "bytes")]
+        saved = stored.saved
+        if saved.manifest is not None:
+            digest = base64.b64encode(saved.manifest.digest.to_bytes(4, "big")).decode()
+            headers += [("Repr-Digest", f"crc32c=:{digest}:"), ("ETag", f'"{saved.digest}-{saved.size}"')]
+            headers += meta_headers(saved.meta)
+        status, start, length = HTTPStatus.OK, 0, saved.size
+        etag = dict(headers).get("ETag")
+        if head.headers.get("if-range", etag) == etag:
+            try:
+                found = parse_range(head.headers.get("range"), saved.size)
+            except ValueError as error:
+                status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+                unsatisfied = [("Content-Range", f"bytes */{saved.size}"), _JSON]
+                self._respond(status, to_json({"error": str(error)}), unsatisfied, head=head)
+                return
+            if found is not None:
+                status, (start, length) = HTTPStatus.PARTIAL_CONTENT, found
+                headers.append(("Content-Range", f"bytes {start}-{start + length - 1}/{saved.size}"))
+        headers.append(("Content-Length", str(length)))
+        self._send(response_head(status, headers, keep_alive=self._keep_alive))
+        if head.method == "HEAD":
+            return
+        try:
+            sent = _fastpipe.send(
+                stored.image(),
+                self._socket.fileno(),
+                offset=start,
+                length=length,
+                idle_timeout_s=self._idle_timeout_s,
+            )
+        except (OSError, SnapstoreError) as error:
+            raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
+        if sent != length:
+            raise ConnectionError(f"snapshot {saved.index} ended after {sent} of {length} bytes")
+
+    # Answers.
+
+    def _refuse(self, rejected: PeerRejected, head: Head | None = None) -> None:
+        """Answer with a no and end the connection; `head` is the request's, where it could be read."""
+        logger.warning("refused %s: %s", self._peer(), rejected)
+        self._keep_alive = False
+        headers = [_JSON]
+        if rejected.retry_after_s is not None:
+            headers.append(("Retry-After", str(max(1, round(rejected.retry_after_s)))))
+        with contextlib.suppress(OSError):
+            self._respond(rejected.status, to_json({"error": rejected.reason}), headers, head=head)
+            if head is None or head.body_length != 0:
+                self._linger()
+
+    def _linger(self) -> None:
+        """Throw away what still comes, for a while: an unread byte would turn our answer into a reset."""
+        self._keep_alive = False
+        until = time.monotonic() + LINGER_S
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while (left_s := until - time.monotonic()) > 0:
+                self._socket.settimeout(left_s)
+                if not self._socket.recv(64 * 1024):
+                    return
+
+    def _respond(
+        self,
+        status: int,
+        body: bytes,
+        headers: Iterable[tuple[str, str]] = (_JSON,),
+        *,
+        head: Head | None = None,
+    ) -> None:
+        fields = [*headers, ("Content-Length", str(len(body)))]
+        answer = response_head(status, fields, keep_alive=self._keep_alive)
+        self._send(answer if head is not None and head.method == "HEAD" else answer + body)
+
+    def _send(self, data: bytes) -> None:
+        self._socket.settimeout(self._idle_timeout_s)
+        self._socket.sendall(data)
+
+    def _peer(self) -> str:
+        try:
+            return str(self._socket.getpeername() or "a local process")
+        except OSError:
+            return "a peer that left"
+
+
+def _listed(saved: SavedSnapshot) -> dict[str, Any]:
+    return {
+        "index": saved.index,
+        "term": saved.meta.term,
+        "size": saved.size,
+        "digest": saved.digest,
+        "problem": saved.problem,
+    }

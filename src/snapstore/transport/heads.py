@@ -1,0 +1,167 @@
+"""The heads of HTTP/1.1 over a socket, through h11. Bodies pass by here: the C core moves them.
+
+A fresh h11 connection reads each head and then says what it read beyond it; that goes to the body's
+reader. What h11 forgives and a proxy might read otherwise (two lengths, odd codings) is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
+
+import h11
+
+from snapstore import _fastpipe
+from snapstore.wire import HEAD_SIZE_MAX
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+SERVER_NAME = "snapstore"
+
+#: A hook of the node's may refuse with a status that has no phrase; the phrase means nothing anyway.
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+_READ_SIZE = 16 * 1024
+
+H = TypeVar("H", h11.Request, h11.Response)
+
+
+class HeadMalformed(ValueError):
+    """A head is not HTTP/1.1 as we take it; `status` is the answer to it."""
+
+    def __init__(self, message: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = int(status)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request's or a response's head. Header names in lower case; `kept` was read beyond it."""
+
+    headers: dict[str, str]
+    kept: bytes = field(repr=False)
+    method: str = ""
+    target: str = ""
+    status: int = 0
+    keep_alive: bool = True
+
+    @property
+    def body_length(self) -> int | None:
+        """The body's length in bytes; None for the chunked coding; 0 where none was announced."""
+        if "transfer-encoding" in self.headers:
+            return None
+        return int(self.headers.get("content-length", "0"))
+
+
+def read_request(sock: socket.socket, kept: bytes, timeout_s: float) -> Head | None:
+    """Read a request's head within `timeout_s` seconds; None where the peer is gone or silent.
+
+    Raises HeadMalformed, and TimeoutError for a head that was begun and does not end.
+    """
+    found = _read(sock, h11.Connection(h11.SERVER, HEAD_SIZE_MAX), h11.Request, kept, timeout_s)
+    if found is None:
+        return None
+    request, kept = found
+    headers = _headers(request.headers)
+    keep_alive = request.http_version == b"1.1" and "close" not in headers.get("connection", "").lower()
+    if request.http_version != b"1.1":
+        headers.pop("expect", None)  # HTTP/1.0 does not know 100 Continue (RFC 9110, 10.1.1).
+    return Head(
+        headers, kept, request.method.decode("ascii"), request.target.decode("ascii"), keep_alive=keep_alive
+    )
+
+
+def read_response(
+    sock: socket.socket, kept: bytes, timeout_s: float, *, of: str, or_continue: bool = False
+) -> Head:
+    """Read the head of the answer to a request with the method `of`, or, if asked for, 100 Continue.
+
+    Other informational heads are passed over. Raises HeadMalformed, TimeoutError after `timeout_s`
+    seconds, and ConnectionError where the peer leaves without an answer.
+    """
+    connection = h11.Connection(h11.CLIENT, HEAD_SIZE_MAX)
+    connection.send(h11.Request(method=of, target="/", headers=[("Host", "x")]))
+    found = _read(sock, connection, h11.Response, kept, timeout_s, or_continue=or_continue)
+    if found is None:
+        raise ConnectionError("the peer closed the connection without an answer")
+    response, kept = found
+    return Head(_headers(response.headers), kept, status=response.status_code)
+
+
+def _read(
+    sock: socket.socket,
+    connection: h11.Connection,
+    kind: type[H],
+    kept: bytes,
+    timeout_s: float,
+    *,
+    or_continue: bool = False,
+) -> tuple[H, bytes] | None:
+    until = time.monotonic() + timeout_s
+    begun = bool(kept)
+    try:
+        if kept:
+            connection.receive_data(kept)
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.InformationalResponse):
+                if or_continue and event.status_code == HTTPStatus.CONTINUE:
+                    return event, connection.trailing_data[0]  # type: ignore[return-value]
+                continue
+            if isinstance(event, kind):
+                return event, connection.trailing_data[0]
+            if event is not h11.NEED_DATA:
+                raise ConnectionError(f"the connection ended in a head ({event!r})")
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            data = sock.recv(_READ_SIZE)
+            if not data and not begun:
+                return None
+            begun = True
+            connection.receive_data(data)
+    except TimeoutError:
+        if begun or kind is h11.Response:
+            raise
+        return None
+    except h11.RemoteProtocolError as error:
+        raise HeadMalformed(str(error), error.error_status_hint) from None
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name_bytes, value_bytes in raw:
+        name, value = name_bytes.decode("ascii"), value_bytes.decode("latin-1")
+        if name in headers and name.startswith("snapstore-"):
+            raise HeadMalformed(f"{name} comes twice")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    length = headers.get("content-length", "0")
+    if len(length) > len(str(_fastpipe.SIZE_MAX)) or int(length) > _fastpipe.SIZE_MAX:
+        raise HeadMalformed("Content-Length is beyond all sizes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    if "transfer-encoding" in headers:
+        if "content-length" in headers:
+            raise HeadMalformed("Content-Length and Transfer-Encoding exclude each other")
+        if headers["transfer-encoding"].lower() != "chunked":
+            raise HeadMalformed("the only Transfer-Encoding taken is chunked", HTTPStatus.NOT_IMPLEMENTED)
+    return headers
+
+
+def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Return a request's head; raises ValueError for text that cannot stand in one."""
+    try:
+        event = h11.Request(method=method, target=target, headers=list(headers))
+    except h11.LocalProtocolError as error:
+        raise ValueError(str(error)) from None
+    return h11.Connection(h11.CLIENT).send(event) or b""
+
+
+def response_head(status: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool = True) -> bytes:
+    """Return a response's head, or that of an informational one (100 Continue)."""
+    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, '')}"]
+    if status >= HTTPStatus.OK:
+        lines.append(f"Server: {SERVER_NAME}")
+        lines += [f"{name}: {value}" for name, value in headers]
+        lines += [] if keep_alive else ["Connection: close"]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,0 +1,186 @@
+"""The follower's listener, on threads of its own: for any node, asyncio ones included.
+
+Accepts, counts and ends connections; what is said on one is connection.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from snapstore.errors import ForkedProcess
+from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address
+from snapstore.transport.connection import HEAD_TIMEOUT_S, Connection
+from snapstore.transport.heads import response_head
+from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
+from snapstore.wire import HEAD_SIZE_MAX, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from snapstore.directory import SnapshotDir
+    from snapstore.stored import SavedSnapshot
+    from snapstore.transport.address import Address
+    from snapstore.wire import Offer
+
+logger = logging.getLogger("snapstore.transport")
+
+#: Each connection has a thread; a cluster has a handful of peers, and a storm must not eat memory.
+CONNECTIONS_MAX = 64
+
+#: A link that carries nothing for so long is gone; half of a usual dead-peer time, a dozen heartbeats.
+IDLE_TIMEOUT_S = 30.0
+
+
+class SnapshotServer:
+    """Serves one SnapshotDir. It listens and runs as soon as it is made; `close` ends it.
+
+    `address` is HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one, and `url` tells which.
+    `on_saved(saved)` is called on a thread of the server's after each save and before its answer;
+    an exception there is the peer's answer. `on_offer(offer)` may refuse by raising PeerRejected.
+    `cluster` refuses offers of other clusters. Timeouts in seconds: `idle_timeout_s` without a byte of
+    a body, either way; `head_timeout_s` for a whole head, and between two requests.
+    """
+
+    def __init__(
+        self,
+        directory: SnapshotDir,
+        address: str = ADDRESS_DEFAULT,
+        *,
+        on_saved: Callable[[SavedSnapshot], object] | None = None,
+        on_offer: Callable[[Offer], object] | None = None,
+        cluster: str = "",
+        saves_max: int = SAVES_MAX,
+        connections_max: int = CONNECTIONS_MAX,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+    ) -> None:
+        if min(saves_max, connections_max) < 1 or min(idle_timeout_s, head_timeout_s) <= 0:
+            raise ValueError("saves_max and connections_max are 1 or more, timeouts are above 0 seconds")
+        self.directory = directory
+        self.idle_timeout_s = idle_timeout_s
+        self.head_timeout_s = head_timeout_s
+        self.receiver = Receiver(
+            directory,
+            cluster=cluster,
+            on_offer=on_offer,
+            on_saved=on_saved,
+            saves_max=saves_max,
+            idle_timeout_s=idle_timeout_s,
+        )
+        self._connections_max = connections_max
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._closing = False
+        self._listener, self.address = listen(parse_address(address))
+        self._accepting = threading.Thread(target=self._accept, name="snapstore-accept", daemon=True)
+        self._accepting.start()
+
+    address: Address
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it: `http://HOST:PORT`, or `http+unix://%2Fpath`."""
+        return self.address.url
+
+    def close(self) -> None:
+        """Stop listening, cut the connections, and wait for their threads. May come twice.
+
+        A save under way ends without a trace; one that is past its fsync is kept.
+        """
+        if self._pid != os.getpid():
+            raise ForkedProcess("this SnapshotServer was made before the fork; the parent serves")
+        with self._lock:
+            first, self._closing = not self._closing, True
+            threads = list(self._connections.values())
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # Wakes accept.
+        self._listener.close()
+        for thread in [self._accepting, *threads]:
+            if thread is not threading.current_thread():
+                thread.join()
+        if first and self.address.path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address.path)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if self._closing:
+                    return
+                # Too many descriptors, or a peer that left in the queue: others may still come.
+                logger.warning("accept failed: %s", error)
+                self._yield_to_close()
+                continue
+            if not self._admit(connection):
+                self._turn_away(connection)
+
+    def _admit(self, connection: socket.socket) -> bool:
+        thread = threading.Thread(
+            target=self._serve, args=(connection,), name="snapstore-connection", daemon=True
+        )
+        with self._lock:
+            if self._closing or len(self._connections) >= self._connections_max:
+                return False
+            try:
+                thread.start()  # Under the lock: `close` joins what is listed.
+            except RuntimeError as error:  # The system has no thread left for us.
+                logger.warning("a connection was turned away: %s", error)
+                return False
+            self._connections[connection] = thread
+        return True
+
+    def _yield_to_close(self) -> None:
+        """Wait a little where accept fails at once each time, so that it does not eat a core."""
+        threading.Event().wait(0.05)
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.setblocking(False)
+            answer = to_json({"error": f"busy: more than {self._connections_max} connections"})
+            headers = [("Content-Length", str(len(answer))), ("Retry-After", f"{RETRY_AFTER_S:.0f}")]
+            head = response_head(HTTPStatus.SERVICE_UNAVAILABLE, headers, keep_alive=False)
+            connection.sendall(head + answer)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(HEAD_SIZE_MAX)  # A head left unread would turn the answer into a reset.
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                if connection.family != socket.AF_UNIX:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                Connection(
+                    connection,
+                    self.directory,
+                    self.receiver,
+                    idle_timeout_s=self.idle_timeout_s,
+                    head_timeout_s=self.head_timeout_s,
+                ).run()
+        except Exception:
+            logger.exception("a connection failed for a reason of our own")
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "serving"
+        return f"<SnapshotServer {self.url} {state} {self.directory.path}>"

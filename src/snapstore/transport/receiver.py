@@ -1,0 +1,202 @@
+"""The follower's decision, and the save behind it: an offer in, an answer out.
+
+Decides before any byte of the body, and answers after the last fsync. Knows the directory and the
+body; no sockets but through them, no heads, no threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from snapstore import _fastpipe
+from snapstore.errors import (
+    PeerRejected,
+    SnapshotBusy,
+    SnapshotCorrupt,
+    SnapshotExists,
+    SnapshotNotFound,
+    SnapshotTooLarge,
+    SnapstoreError,
+)
+from snapstore.wire import Offer, check_cluster, exact_reader, read_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from snapstore.directory import SnapshotDir
+    from snapstore.stored import SavedSnapshot
+
+#: Two at once keep a disk busy; more only share it, and each holds its buffers.
+SAVES_MAX = 2
+
+#: What a busy follower tells a leader to wait: long enough not to be a storm, short enough to be soon.
+RETRY_AFTER_S = 1.0
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Receiver:
+    """Takes offers for one directory, from any number of threads; `saves_max` bodies at once.
+
+    In order: cluster, stale, the node's own say, stored already, too large, no space, busy.
+
+    `on_offer(offer)` may refuse by raising PeerRejected. `on_saved(saved)` is called after the save
+    and before the answer, so that the node steps its raft message then; what it raises is the
+    peer's answer. It is called again when a snapshot is offered that is stored already, since the
+    leader may have missed the first answer.
+    """
+
+    def __init__(
+        self,
+        directory: SnapshotDir,
+        *,
+        cluster: str,
+        on_offer: Callable[[Offer], object] | None,
+        on_saved: Callable[[SavedSnapshot], object] | None,
+        saves_max: int,
+        idle_timeout_s: float,
+    ) -> None:
+        self._directory = directory
+        self._cluster = check_cluster(cluster)
+        self._on_offer = on_offer
+        self._on_saved = on_saved
+        self._room = threading.BoundedSemaphore(saves_max)
+        self._idle_timeout_s = idle_timeout_s
+
+    def receive(
+        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]
+    ) -> tuple[int, dict[str, Any]]:
+        """Decide on `offer`; call `go_on` and save `body`, or raise PeerRejected. (status, answer)."""
+        self._decide(offer)
+        try:
+            if self._existing(offer) is not None:
+                self._confirm(offer)
+            saved, existed = self._save(offer, body, go_on), False
+        except SnapshotExists:
+            found = self._existing(offer)
+            if found is None:
+                raise PeerRejected(HTTPStatus.CONFLICT, "the snapshot's name is taken") from None
+            saved, existed = found, True
+        except SnapshotBusy as error:
+            raise PeerRejected(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_AFTER_S) from error
+        except ConnectionError:
+            raise
+        except (OSError, SnapstoreError) as error:
+            if isinstance(error, PeerRejected):
+                raise
+            raise PeerRejected(_status_of(error), str(error)) from error
+        self._tell(saved)
+        return HTTPStatus.OK if existed else HTTPStatus.CREATED, {
+            "index": saved.index,
+            "size": saved.size,
+            "digest": saved.digest,
+            "existed": existed,
+            "sync_s": round(saved.sync_s, 6),
+        }
+
+    def _decide(self, offer: Offer) -> None:
+        if self._cluster and offer.cluster != self._cluster:
+            raise PeerRejected(
+                HTTPStatus.PRECONDITION_FAILED,
+                f"this node belongs to cluster {self._cluster!r}, the offer to {offer.cluster!r}",
+            )
+        newest = self._directory.newest()
+        if newest is not None and offer.meta.index < newest.index:
+            raise PeerRejected(HTTPStatus.CONFLICT, f"stale: snapshot {newest.index} is stored already")
+        if self._on_offer is not None:
+            self._on_offer(offer)
+
+    def _existing(self, offer: Offer) -> SavedSnapshot | None:
+        """The stored snapshot that this offer is about, if there is one; a different one is a conflict."""
+        try:
+            saved = self._directory.stat(offer.meta.index)
+        except SnapshotNotFound:
+            return None
+        if saved.problem:
+            raise PeerRejected(HTTPStatus.CONFLICT, f"a broken one is stored: {saved.problem}")
+        same_meta = replace(saved.meta, data=b"") == offer.meta and len(saved.meta.data) == offer.data_size
+        if not same_meta or offer.size not in (None, saved.size):
+            raise PeerRejected(HTTPStatus.CONFLICT, "a different snapshot of this index is stored")
+        return saved
+
+    def _confirm(self, offer: Offer) -> None:
+        """Raise SnapshotExists when the stored snapshot is certain to last, or what speaks against it.
+
+        Another saver may have named it and not have come to its last fsync yet, or have failed there.
+        """
+        self._directory.save_from(_Unwanted(), offer.meta)
+
+    def _check_room(self, offer: Offer) -> None:
+        if offer.size is None:
+            return
+        if offer.size > self._directory.size_max:
+            words = f"the limit is {self._directory.size_max} bytes"
+            raise PeerRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, words)
+        status = os.statvfs(self._directory.path)
+        free = status.f_bavail * status.f_frsize
+        if offer.size > free:
+            words = f"{offer.size} bytes offered, {free} bytes free"
+            raise PeerRejected(HTTPStatus.INSUFFICIENT_STORAGE, words)
+
+    def _save(self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]) -> SavedSnapshot:
+        self._check_room(offer)
+        with self._place():
+            go_on()
+            data = read_data(offer, exact_reader(body, self._idle_timeout_s))
+            return self._directory.save_from(
+                _fastpipe.Frames(body, chunk_size=offer.chunk_size, size=offer.size),
+                replace(offer.meta, data=data),
+                size=offer.size,
+                chunk_size=offer.chunk_size,
+                idle_timeout_s=self._idle_timeout_s,
+            )
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if not self._room.acquire(blocking=False):
+            raise PeerRejected(
+                HTTPStatus.SERVICE_UNAVAILABLE, "busy: other snapshots are being saved", RETRY_AFTER_S
+            )
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def _tell(self, saved: SavedSnapshot) -> None:
+        if self._on_saved is None:
+            return
+        try:
+            self._on_saved(saved)
+        except PeerRejected:
+            raise
+        except Exception as error:
+            # The node's own refusal is what the leader has to hear, whatever its type.
+            raise PeerRejected(
+                HTTPStatus.INTERNAL_SERVER_ERROR, f"saved, but the node refused it: {error}"
+            ) from error
+
+
+class _Unwanted:
+    """The source for a snapshot that is stored: asked only where it was purged at this very moment."""
+
+    def read(self, size: int) -> bytes:
+        raise SnapshotBusy(f"the snapshot was being removed; offer it again ({size} bytes unread)")
+
+
+def _status_of(error: OSError | SnapstoreError) -> int:
+    """What a failed save is called towards the peer: its fault, or ours."""
+    if isinstance(error, SnapshotCorrupt):
+        return HTTPStatus.UNPROCESSABLE_ENTITY
+    if isinstance(error, SnapshotTooLarge):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    if isinstance(error, TimeoutError):
+        return HTTPStatus.REQUEST_TIMEOUT
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return HTTPStatus.INSUFFICIENT_STORAGE
+    return HTTPStatus.INTERNAL_SERVER_ERROR
