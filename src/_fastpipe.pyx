@@ -24,8 +24,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset, strerror
-from posix.fcntl cimport (F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL,
-                          O_RDONLY, O_RDWR, fcntl)
+from posix.fcntl cimport (F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_ACCMODE, O_CLOEXEC, O_CREAT, O_DIRECTORY,
+                          O_EXCL, O_RDONLY, O_RDWR, O_WRONLY, fcntl)
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport off_t
 from posix.unistd cimport close, fsync, ftruncate, getpid, pread, pwrite, read, write

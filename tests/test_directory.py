@@ -12,9 +12,9 @@ import threading
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from processes import Process
 from residue import descriptors, names, nothing_left
-
 from snapstore import _fastpipe
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotCorrupt, SnapshotExists, SnapshotNotFound, SnapshotTruncated
@@ -264,9 +264,7 @@ def test_purge_keeps_the_newest_and_takes_manifests_along(directory):
     assert directory.purge(keep=4) == []
     assert directory.purge(keep=9) == []
     assert directory.purge(keep=2) == [1, 2]
-    assert names(directory.path) == [
-        f"{index:016x}.{kind}" for index in (3, 4) for kind in ("db", "json")
-    ]
+    assert names(directory.path) == [f"{index:016x}.{kind}" for index in (3, 4) for kind in ("db", "json")]
 
 
 @pytest.mark.parametrize("keep", [0, -1, True, 1.0, None, "1"])
@@ -334,7 +332,12 @@ def test_closing_gives_every_descriptor_back_and_may_come_twice(tmp_path):
     stored.close()
     stored.close()
     assert descriptors() == before
-    for call in (directory.list, directory.remove_orphans, lambda: fill(directory, 2), lambda: directory.open(1)):
+    for call in (
+        directory.list,
+        directory.remove_orphans,
+        lambda: fill(directory, 2),
+        lambda: directory.open(1),
+    ):
         with pytest.raises(ValueError, match="was closed"):
             call()
 
@@ -374,7 +377,10 @@ def test_an_extended_snapshot_is_corrupt(directory):
     fill(directory, 1)
     with open(directory.get_snap_file_path(1), "ab") as file:
         file.write(b"\0")
-    with nothing_left(directory.path), pytest.raises(SnapshotCorrupt, match="has 20494 bytes, its manifest 20493"):
+    with (
+        nothing_left(directory.path),
+        pytest.raises(SnapshotCorrupt, match="has 20494 bytes, its manifest 20493"),
+    ):
         directory.verify(1)
 
 

@@ -10,8 +10,8 @@ import threading
 import traceback
 
 import pytest
-from residue import nothing_left
 
+from residue import nothing_left
 from snapstore import _fastpipe
 from snapstore.directory import SnapshotDir
 from snapstore.errors import (
@@ -185,9 +185,12 @@ def test_a_source_that_never_ends_meets_the_limit(size_max, directory):
         for source in (Reader(bytes), CONTENT):
             with pytest.raises(SnapshotTooLarge):
                 directory.save_from(source, 1, size_max=size_max)
-    with SnapshotDir(directory.path, size_max=size_max) as bounded, nothing_left(directory.path):
-        with pytest.raises(SnapshotTooLarge):
-            bounded.save_from(Reader(bytes), 1)
+    with (
+        SnapshotDir(directory.path, size_max=size_max) as bounded,
+        nothing_left(directory.path),
+        pytest.raises(SnapshotTooLarge),
+    ):
+        bounded.save_from(Reader(bytes), 1)
 
 
 @pytest.mark.parametrize("source", [None, True, "text", io.StringIO("text"), object(), 1.5, {}], ids=repr)
@@ -213,9 +216,12 @@ def test_the_descriptor_of_a_directory_is_no_source(directory):
 
 
 def test_a_file_that_is_only_open_for_writing_is_refused(directory, tmp_path):
-    with open(tmp_path / "target", "wb", buffering=0) as file, nothing_left(directory.path):
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            directory.save_from(file, 1)
+    with (
+        open(tmp_path / "target", "wb", buffering=0) as file,
+        nothing_left(directory.path),
+        pytest.raises(OSError, match="Bad file descriptor"),
+    ):
+        directory.save_from(file, 1)
 
 
 def test_the_same_reader_has_nothing_left_for_a_second_save(directory):

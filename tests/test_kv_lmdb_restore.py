@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import lmdb
 import pytest
 
-from snapstore.errors import PipeClosed, SnapshotBusy, SnapshotCorrupt, SnapshotTruncated, SnapstoreError
+from snapstore.errors import (
+    PipeClosed,
+    SnapshotBusy,
+    SnapshotCorrupt,
+    SnapshotTruncated,
+    SnapstoreError,
+    StoreClosed,
+)
 from snapstore.kv import lmdb_file
 from snapstore.kv.lmdb import LmdbKV, restore_lmdb
 from snapstore.kv.lmdb_file import STAGED_SUFFIX, DataMeta, StagedRestore
@@ -213,7 +220,7 @@ def test_snapshot_larger_than_the_map_is_restored_with_a_warning(
     with LmdbKV(tmp_path / "env", map_size=1 << 16) as kv, caplog.at_level(logging.WARNING, "snapstore"):
         kv.restore(snapshot_path)
         assert values(kv.env) == VALUES
-    assert "map_size=65536" in caplog.text
+    assert "larger map_size" in caplog.text
 
 
 def test_file_that_ends_before_its_last_free_pages_is_whole(tmp_path: Path, snapshot_path: Path) -> None:
@@ -235,6 +242,24 @@ def test_file_that_ends_before_its_last_free_pages_is_whole(tmp_path: Path, snap
     restore_lmdb(io.BytesIO(image[:offset]), tmp_path / "copy")
     with lmdb.open(str(tmp_path / "copy")) as env:
         assert values(env) == {b"only": b"this"}
+
+
+def test_store_that_cannot_be_opened_again_is_closed_and_lets_others_in(
+    tmp_path: Path, snapshot_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, **options: object) -> lmdb.Environment:
+        if "lock" in options:
+            return lmdb.Environment(path, **options)  # type: ignore[arg-type]
+        raise lmdb.Error("no more")
+
+    with LmdbKV(tmp_path / "env", map_size=1 << 26) as kv:
+        monkeypatch.setattr(lmdb, "open", refuse)
+        with pytest.raises(lmdb.Error, match="no more"):
+            kv.restore(snapshot_path)
+        with pytest.raises(StoreClosed):
+            kv.snapshot()
+    with lmdb.Environment(str(tmp_path / "env"), map_size=1 << 26) as env:
+        assert values(env) == VALUES
 
 
 def test_read_only_store_is_not_replaced(tmp_path: Path, snapshot_path: Path) -> None:

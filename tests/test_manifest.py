@@ -7,12 +7,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_meta import METAS
 
 from snapstore import _fastpipe
 from snapstore.errors import SnapshotCorrupt
 from snapstore.manifest import Manifest, digest_text
 from snapstore.meta import ConfState, SnapshotMeta
+from test_meta import METAS
 
 DIGESTS = st.integers(0, 2**32 - 1)
 CHUNK_SIZE = _fastpipe.CHUNK_SIZE_MIN

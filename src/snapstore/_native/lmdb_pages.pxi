@@ -108,6 +108,14 @@ cdef inline uint64_t page_map_page_size(const PageMap* map) noexcept nogil:
     return map.page_size
 
 
+cdef void page_map_free(PageMap* map) noexcept nogil:
+    free(map.pages)
+    free(map.zeros)
+    free(map.values)
+    free(map.trees)
+    memset(map, 0, sizeof(PageMap))
+
+
 cdef void* lmdb_grow(void* items, size_t count, size_t item_size) noexcept nogil:
     """Room for one more item; capacities are powers of two, so the count alone tells when one is full."""
     if count & (count - 1):

@@ -298,14 +298,6 @@ cdef int lmdb_map_trees(PageMap* map, const LmdbTree* free_tree, const LmdbTree*
     return code if code else lmdb_map_sort(map)
 
 
-cdef void page_map_free(PageMap* map) noexcept nogil:
-    free(map.pages)
-    free(map.zeros)
-    free(map.values)
-    free(map.trees)
-    memset(map, 0, sizeof(PageMap))
-
-
 cdef int page_map_build(
     PageMap* map, int fd, uint32_t page_size, uint32_t header_size,
     const char* free_record, const char* main_record, uint64_t page_count, Pulse* pulse,

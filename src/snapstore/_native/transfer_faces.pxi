@@ -140,6 +140,9 @@ cdef class _Source:
         self.state.fd = fd
         if fstat(fd, &status) < 0:
             raise OSError(errno, strerror(errno).decode())
+        # The writing end of a pipe never polls as readable: waiting for it would be for ever.
+        if fcntl(fd, F_GETFL) & O_ACCMODE == O_WRONLY:
+            raise OSError(EBADF, strerror(EBADF).decode())
         if S_ISDIR(status.st_mode):
             raise IsADirectoryError(EISDIR, strerror(EISDIR).decode())
         if S_ISSOCK(status.st_mode):
@@ -299,12 +302,13 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
     """
     check_chunking(chunk_size, chunks)
     cdef int code, target = target_fd
+    cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
     cdef _Digests digests = _Digests(expected)
     cdef _Source opened = _Source(source, None, size, chunk_size)
     cdef SaveLimits limits
     cdef Pulse pulse
     try:
-        limits.size = SIZE_UNKNOWN if size is None else check_size(size, "size")
+        limits.size = total
         limits.size_max = check_size(size_max, "size_max")
         limits.chunk_size = chunk_size
         limits.chunks = chunks

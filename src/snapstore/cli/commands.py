@@ -84,6 +84,7 @@ _TO_DIR = _argument("--dir", metavar="DIR", required=True, help="a directory of 
 _INDEX = _argument("index", metavar="INDEX", type=parse_index, help="raft's index, decimal or 0x...")
 _AT_INDEX = _argument("--index", metavar="N", type=parse_index, required=True, help="the last applied index")
 _AT_TERM = _argument("--term", metavar="T", type=parse_index, default=0, help="its term (default: 0)")
+_KV = _argument("--kv", metavar="STORE", type=parse_store, required=True, help="lmdb:PATH or sqlite:PATH")
 _URL = _argument("url", metavar="URL", type=checked(_peer_url), help="http://HOST:PORT of a peer")
 _CLUSTER = _argument(
     "--cluster", metavar="NAME", type=checked(_cluster), default="", help="refuse peers of other clusters"
@@ -144,7 +145,7 @@ COMMANDS: tuple[Command, ...] = (
         "stored:purge",
         (
             _DIR,
-            _argument("--keep", metavar="N", type=parse_count, required=True, help="how many stay, 1 or more"),
+            _argument("--keep", metavar="N", type=parse_count, required=True, help="how many stay"),
         ),
     ),
     Command(
@@ -169,7 +170,7 @@ COMMANDS: tuple[Command, ...] = (
         "pin a store and send its snapshot to a peer",
         "peers:send",
         (
-            _argument("--kv", metavar="STORE", type=parse_store, required=True, help="lmdb:PATH or sqlite:PATH"),
+            _KV,
             _AT_INDEX,
             _argument("--term", metavar="T", type=parse_index, required=True, help="its term"),
             _CLUSTER,
@@ -232,8 +233,8 @@ class _Parser(argparse.ArgumentParser):
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for: that reads the installed metadata."""
 
-    def __init__(self, *names: Any, **options: Any) -> None:
-        super().__init__(*names, nargs=0, default=argparse.SUPPRESS, **options)
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_rest: object) -> None:
         try:

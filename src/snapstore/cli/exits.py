@@ -8,8 +8,12 @@ from __future__ import annotations
 import enum
 import errno
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from snapstore import errors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ExitCode(enum.IntEnum):
@@ -17,7 +21,7 @@ class ExitCode(enum.IntEnum):
 
     meaning: str
 
-    def __new__(cls, value: int, meaning: str) -> ExitCode:
+    def __new__(cls, value: int, meaning: str) -> Self:
         """Make a member that is its number, and knows its meaning."""
         member = int.__new__(cls, value)
         member._value_ = value
@@ -32,7 +36,7 @@ class ExitCode(enum.IntEnum):
     PEER = 5, "the peer refused, or cannot be reached"
     UNAVAILABLE = 6, "busy or not available now; try again later"
     SYSTEM = 7, "the system failed: disk full, permission denied, something is not installed"
-    INTERRUPTED = 130, "interrupted (SIGINT or SIGTERM)"
+    INTERRUPTED = 130, "interrupted"
     READER_LEFT = 141, "the reader of our output left (SIGPIPE)"
 
 

@@ -162,9 +162,10 @@ class LmdbKV:
         the new one takes its place. A crash leaves the old or the new, whole. End your transactions
         before: they lose their environment.
 
-        Raises SnapshotCorrupt, SnapshotTruncated, SnapshotBusy and OSError, after all of which the
-        old content is there and open; SnapstoreError for an environment opened elsewhere, for which
-        there is `restore_lmdb`.
+        Raises SnapshotCorrupt, SnapshotTruncated, SnapshotBusy and OSError, after which the old
+        content is there and open (or, when only the directory's fsync failed, the new one, which a
+        power cut may take); SnapstoreError for an environment opened elsewhere, for which there is
+        `restore_lmdb`. When the environment cannot be opened again, the store is closed.
         """
         with self._lock:
             self._check()
@@ -191,23 +192,24 @@ class LmdbKV:
         """Open what is there now, the new environment or, if that could not be placed, the old one."""
         # The file's own format decides which LMDB opens it; a version asked for may be another.
         options = {name: value for name, value in self._options.items() if name != "lib_version"}
-        target = State.CLOSED
+        path = os.path.dirname(self._data_path) if self._flags["subdir"] else self._data_path
         self._lock_fd = staged.take_lock_fd()
+        target = State.CLOSED
         try:
-            path = self._data_path if not self._flags["subdir"] else os.path.dirname(self._data_path)
             self._env = lmdb.open(path, **options)
             self._open_data()
             target = State.OPEN
         finally:
+            if target is State.CLOSED:
+                self._close_env()
             with self._lock:
                 self._move(target)
-        map_size = options.get("map_size")
-        if map_size is not None and map_size < staged.meta.size:
+        map_size = self._env.info()["map_size"]
+        if map_size <= staged.meta.size:
             logger.warning(
-                "%s has %d bytes, more than map_size=%d allows: writes will fail with MapFullError"
-                " until it is opened with a larger one",
+                "%s fills its map of %d bytes: writes will fail with MapFullError until it is opened with"
+                " a larger map_size",
                 self._data_path,
-                staged.meta.size,
                 map_size,
             )
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from snapstore._fastpipe import Image
-from snapstore.errors import PipeClosed, SnapshotTemporarilyUnavailable
+from snapstore.errors import ForkedProcess, PipeClosed, SnapshotTemporarilyUnavailable
 from snapstore.kv.lmdb_file import META_PAGES, META_SIZE_MAX, DataMeta
 
 if TYPE_CHECKING:
@@ -118,7 +118,11 @@ class LmdbSnapshot:
         milliseconds, or as long as it takes to read all leaf pages beside values that have pages of
         their own. Raises PipeClosed after `close` and SnapshotCorrupt for a damaged environment.
         """
+        if os.getpid() != self._pid:
+            raise ForkedProcess("this LmdbSnapshot was taken before the fork; its pin belongs to the parent")
         with self._build_lock:
+            if self._closed:
+                raise PipeClosed("the snapshot was closed")
             if self._image is None:
                 self._image = self._build_image()
             return self._image
@@ -161,9 +165,9 @@ class LmdbSnapshot:
         return at
 
     def warn_if_long(self) -> None:
-        """Log once when the pin is older than `PIN_WARN_AFTER_S`."""
+        """Log once when the pin is held and older than `PIN_WARN_AFTER_S`."""
         age_s = self._monotonic() - self._pinned_s
-        if self._warned or age_s < PIN_WARN_AFTER_S:
+        if self._warned or self._closed or age_s < PIN_WARN_AFTER_S:
             return
         self._warned = True
         logger.warning(
@@ -201,15 +205,18 @@ class LmdbSnapshot:
 
 
 def pin(env: lmdb.Environment, fd: int, metas: mmap.mmap, monotonic: Callable[[], float]) -> LmdbSnapshot:
-    """Begin a read transaction and read its meta page; `fd` is the snapshot's from then on.
+    """Read the meta pages and begin a read transaction of one; `fd` is the snapshot's from then on.
 
-    `metas` maps the two meta pages. From a mapping, since a system call would let go of the GIL, and
-    another thread then commits before it comes back: with `pread`, a writer in a loop was always ahead.
+    `metas` maps the two meta pages. In this order, and from a mapping, for the sake of writers in this
+    process that commit all the time: nothing lets go of the GIL between the read and the moment at
+    which LMDB takes the reader's slot, while after it any number of commits may come before ours again.
     """
+    _clear_dead_readers(env)
     for _attempt in range(PIN_ATTEMPTS_MAX):
+        pages = _read_metas(metas)
         txn = _begin(env)
         try:
-            meta = _pinned_meta(metas, txn.id())
+            meta = _meta_of(pages, txn.id())
             if meta is not None:
                 return LmdbSnapshot(env, txn, meta, fd, monotonic)
         except BaseException:
@@ -221,11 +228,14 @@ def pin(env: lmdb.Environment, fd: int, metas: mmap.mmap, monotonic: Callable[[]
     )
 
 
-def _begin(env: lmdb.Environment) -> lmdb.Transaction[bytes]:
-    """Begin a read transaction; readers that died with their process give up their slots first."""
+def _clear_dead_readers(env: lmdb.Environment) -> None:
+    """Readers that died with their process give up their slots."""
     cleared = env.reader_check()
     if cleared:
         logger.warning("%s had %d readers left by dead processes", env.path(), cleared)
+
+
+def _begin(env: lmdb.Environment) -> lmdb.Transaction[bytes]:
     try:
         return env.begin()
     except lmdb.ReadersFullError as error:
@@ -235,18 +245,21 @@ def _begin(env: lmdb.Environment) -> lmdb.Transaction[bytes]:
         ) from error
 
 
-def _pinned_meta(metas: mmap.mmap, txnid: int) -> DataMeta | None:
-    """Return the meta of the pinned transaction T, or None when its page may have changed meanwhile.
+def _read_metas(metas: mmap.mmap) -> list[bytes]:
+    """Return the meta pages that were not being written meanwhile.
 
-    T's page is written again by transaction T + 2 only, and that begins after T + 1 has written the
-    other one. So as long as the other page is older than T *after* T's was read, T's was read whole.
+    LMDB writes the transaction's number last, so a page that is the same twice is that number's whole.
     """
-    page_size = len(metas) // META_PAGES
-    own, other = (txnid & 1) * page_size, (1 - (txnid & 1)) * page_size
-    page = metas[own : own + META_SIZE_MAX]
-    other_page = metas[other : other + META_SIZE_MAX]
-    meta = DataMeta.parse(page)
-    # A new environment has two pages of transaction 0.
-    if meta.txnid == txnid and (txnid == 0 or DataMeta.parse(other_page).txnid < txnid):
-        return meta
-    return None
+    second = len(metas) // META_PAGES
+    pages = metas[:META_SIZE_MAX], metas[second : second + META_SIZE_MAX]
+    again = metas[:META_SIZE_MAX], metas[second : second + META_SIZE_MAX]
+    return [page for page, same in zip(pages, again, strict=True) if page == same]
+
+
+def _meta_of(pages: list[bytes], txnid: int) -> DataMeta | None:
+    """Return the meta of transaction T if it is among `pages`, which were read before T was pinned.
+
+    It may be the older one: T + 1 has written its page then, but is not committed yet. T's own page
+    is written again by T + 2, which cannot have begun before T was the latest to be pinned.
+    """
+    return next((meta for page in pages if (meta := DataMeta.parse(page)).txnid == txnid), None)

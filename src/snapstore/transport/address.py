@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -102,6 +103,11 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def _is_abandoned(path: str) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False  # Connecting to any other file is refused, too.
+    except OSError:
+        return False
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # A living listener with a full queue must not hold us up.
         return probe.connect_ex(path) == errno.ECONNREFUSED

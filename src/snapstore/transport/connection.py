@@ -117,9 +117,7 @@ class Connection:
             raise PeerRejected(HTTPStatus.BAD_REQUEST, str(error)) from None
         body = _fastpipe.Body(self._socket.fileno(), head.kept, head.body_length)
         waiting = head.headers.get("expect", "").lower() == "100-continue"
-        status, answer = self._receiver.receive(
-            offer, body, self._send_continue if waiting else lambda: None
-        )
+        status, answer = self._receiver.receive(offer, body, self._send_continue if waiting else lambda: None)
         # A peer may send its body although it was not wanted.
         self._keep_alive = self._keep_alive and body.ended
         logger.info("snapshot %d from %s: %s", index, self._peer(), answer)

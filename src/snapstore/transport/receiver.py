@@ -83,13 +83,11 @@ class Receiver:
             if found is None:
                 raise PeerRejected(HTTPStatus.CONFLICT, "the snapshot's name is taken") from None
             saved, existed = found, True
+        except (PeerRejected, ConnectionError):
+            raise
         except SnapshotBusy as error:
             raise PeerRejected(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_AFTER_S) from error
-        except ConnectionError:
-            raise
         except (OSError, SnapstoreError) as error:
-            if isinstance(error, PeerRejected):
-                raise
             raise PeerRejected(_status_of(error), str(error)) from error
         self._tell(saved)
         return HTTPStatus.OK if existed else HTTPStatus.CREATED, {

@@ -1,0 +1,136 @@
+"""The demo's child processes, seen from the parent: started, listened to, ended.
+
+It must not know what they play. Plan: each child's standard output is read by a thread of its own
+into one queue, so that the parent waits in one place and hears of a death at once, whoever it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from snapstore.errors import SnapstoreError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: How long a child whose input has ended may take to go before it is killed; it exits at once.
+GONE_WITHIN_S = 5.0
+
+#: How much of a dead child's last words is shown.
+_LAST_LINES = 5
+
+Event = dict[str, Any]
+
+
+class ChildDied(SnapstoreError):
+    """A child process ended before its part was done; the message has its last words."""
+
+
+class Cast:
+    """Child processes that tell their events in JSON lines. Use it as a context manager."""
+
+    def __init__(self, log_directory: str) -> None:
+        self._log_directory = log_directory
+        self._children: dict[str, subprocess.Popen[str]] = {}
+        self._listeners: list[threading.Thread] = []
+        # A child's name with its event, or with None at its end.
+        self._heard: SimpleQueue[tuple[str, Event | None]] = SimpleQueue()
+        self._kept: dict[tuple[str, str], Event] = {}
+
+    def start(self, name: str, module: str, *arguments: object) -> None:
+        """Start `module` as a child called `name`."""
+        # Its words go to a file: a pipe that nobody reads would stop it.
+        with open(self._log_path(name), "wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", module, *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                # Out of the terminal's reach: on Ctrl-C the parent ends the children, in order.
+                start_new_session=True,
+            )
+        self._children[name] = child
+        listener = threading.Thread(target=self._listen, args=(name, child), name=f"demo-{name}", daemon=True)
+        self._listeners.append(listener)
+        listener.start()
+
+    def _listen(self, name: str, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        with child.stdout as lines:
+            for line in lines:
+                self._heard.put((name, json.loads(line)))
+        self._heard.put((name, None))
+
+    def tell(self, name: str, **command: Any) -> None:
+        """Give a child a command."""
+        stdin = self._children[name].stdin
+        try:
+            print(json.dumps(command), file=stdin, flush=True)
+        except BrokenPipeError:
+            raise self._death_of(name) from None
+
+    def hear(self, name: str, event: str, on_progress: Callable[[str, int], None] | None = None) -> Event:
+        """Wait until the child `name` tells `event`; what it told.
+
+        Other events are kept for later. `on_progress(name, bytes)` is told how far which child is.
+        Raises ChildDied when one has ended, whichever it is.
+        """
+        while (name, event) not in self._kept:
+            who, what = self._heard.get()
+            if what is None:
+                raise self._death_of(who)
+            kind = what.pop("event")
+            if kind != "progress":
+                self._kept[who, kind] = what
+            elif on_progress is not None:
+                on_progress(who, what["bytes"])
+        return self._kept.pop((name, event))
+
+    def _death_of(self, name: str) -> ChildDied:
+        code = self._children[name].wait(GONE_WITHIN_S)
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        with open(self._log_path(name), encoding="utf-8", errors="replace") as log:
+            words = [line.strip() for line in log if line.strip()][-_LAST_LINES:]
+        last = f"; its last words: {' | '.join(words)}" if words else ""
+        return ChildDied(f"the {name} process {end}{last}")
+
+    def _log_path(self, name: str) -> str:
+        return os.path.join(self._log_directory, f"{name}.log")
+
+    def close(self) -> None:
+        """End all children, and wait until they are gone. May come twice."""
+        for child in self._children.values():
+            _end_input(child)
+        for child in self._children.values():
+            _reap(child)
+        for listener in self._listeners:
+            listener.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def _end_input(child: subprocess.Popen[str]) -> None:
+    if child.stdin is not None:
+        with suppress(BrokenPipeError):  # It was gone before what was written last.
+            child.stdin.close()
+
+
+def _reap(child: subprocess.Popen[str]) -> None:
+    try:
+        child.wait(GONE_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

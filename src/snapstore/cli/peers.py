@@ -1,0 +1,109 @@
+"""The commands between nodes: serve, send, fetch."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from snapstore.cli.exits import ExitCode
+from snapstore.cli.screen import format_size, transfer_bar
+from snapstore.cli.stored import saved_fields, saved_text
+from snapstore.directory import SnapshotDir
+from snapstore.meta import SnapshotMeta
+from snapstore.transport.http import SnapshotClient, SnapshotServer
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from snapstore.cli.screen import Screen
+    from snapstore.stored import SavedSnapshot
+
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(args: argparse.Namespace, screen: Screen) -> int:
+    """Serve until SIGINT or SIGTERM. The first line says where; then comes one for each save."""
+
+    def on_saved(saved: SavedSnapshot) -> None:
+        screen.result({"event": "saved", **saved_fields(saved)}, saved_text(saved))
+
+    with (
+        _logged_to(screen),
+        _signals_held(),
+        SnapshotDir(args.dir) as directory,
+        SnapshotServer(directory, args.listen, on_saved=on_saved, cluster=args.cluster) as server,
+    ):
+        screen.result({"event": "listening", "url": server.url}, f"listening on {server.url}")
+        signal.sigwait(_END_SIGNALS)
+    return ExitCode.DONE
+
+
+def send(args: argparse.Namespace, screen: Screen) -> int:
+    """Pin a store and send it; done when the peer has saved it for good."""
+    from snapstore.cli.stores import pinned_stream
+
+    client = SnapshotClient(cluster=args.cluster)
+    with (
+        pinned_stream(args.kv, SnapshotMeta(args.index, args.term)) as stream,
+        transfer_bar(screen, f"send {args.index}", stream.size) as progress,
+    ):
+        sent = client.send_snapshot(args.url, stream, progress=progress)
+    fields = {
+        "index": sent.index,
+        "size": sent.size,
+        "digest": sent.digest,
+        "existed": sent.existed,
+        "sync_s": sent.sync_s,
+    }
+    verb = "the peer had" if sent.existed else "the peer saved"
+    screen.result(fields, f"{verb} snapshot {sent.index} ({format_size(sent.size)}, {sent.digest})")
+    return ExitCode.DONE
+
+
+def fetch(args: argparse.Namespace, screen: Screen) -> int:
+    """Fetch a snapshot into a directory, verified chunk by chunk."""
+    client = SnapshotClient()
+    sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
+    with (
+        SnapshotDir(args.dir) as directory,
+        transfer_bar(screen, f"fetch {args.index}", sizes.get(args.index)) as progress,
+    ):
+        saved = client.fetch(args.url, args.index, directory, progress=progress)
+    screen.result(saved_fields(saved), saved_text(saved))
+    return ExitCode.DONE
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keep the ending signals for `sigwait`, also from the server's threads, which inherit the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _logged_to(screen: Screen) -> Iterator[None]:
+    """Show the package's warnings as notes: refusals, and peers that left."""
+    handler = _NoteHandler(screen)
+    logger = logging.getLogger("snapstore")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _NoteHandler(logging.Handler):
+    """Hands log records to a screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.note(self.format(record))

@@ -1,0 +1,159 @@
+"""File systems that are full, out of inodes, or read-only: real ones, mounted for the test."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+
+import pytest
+
+from residue import names, nothing_left
+from snapstore import disk
+from snapstore.directory import SnapshotDir
+
+pytestmark = pytest.mark.root
+
+DISK_SIZE = 4 * 1024 * 1024
+PAGE = 4096
+
+#: Fits the disk, and does not fit it twice.
+CONTENT = os.urandom(3 * 1024 * 1024 - 1)
+
+
+class UnreadSource:
+    """A source that must not be touched."""
+
+    def read(self, size):
+        pytest.fail("the source was read")
+
+
+class Endless:
+    """A source that does not say how long it is, and is too long."""
+
+    def read(self, size):
+        return bytes(size)
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts a tmpfs with some options at `tmp_path / "disk"`, or with other options again."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def mount(options):
+        if os.geteuid() != 0:
+            pytest.skip("NO SMALL FILE SYSTEMS: mounting needs root")
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "snapstore-test", path], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"NO SMALL FILE SYSTEMS: {done.stderr}")
+        return path
+
+    yield mount
+    if os.path.ismount(path):
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture(params=[True, False], ids=["nameless", "named"])
+def nameless(request):
+    return request.param
+
+
+@contextlib.contextmanager
+def room_kept(path):
+    """Whatever happens inside: as many blocks and inodes are free afterwards, and nothing is left."""
+    before = os.statvfs(path)
+    with nothing_left(path):
+        yield
+    after = os.statvfs(path)
+    assert (after.f_bfree, after.f_ffree) == (before.f_bfree, before.f_ffree)
+
+
+@contextlib.contextmanager
+def refused_for(code, directory, index):
+    with room_kept(directory.path):
+        with pytest.raises(OSError, match=os.strerror(code)) as raised:
+            yield
+        assert raised.value.errno == code
+        assert raised.value.filename == str(directory.path / disk.snapshot_name(index))
+
+
+def test_a_disk_without_room_is_known_before_a_byte_is_read(mount, nameless):
+    with SnapshotDir(mount(f"size={DISK_SIZE}"), nameless=nameless) as directory:
+        directory.save_from(CONTENT, 1)
+        with refused_for(errno.ENOSPC, directory, 2):
+            directory.save_from(UnreadSource(), 2, size=len(CONTENT))
+        assert directory.verify(1).size == len(CONTENT)
+
+
+def test_a_disk_that_runs_full_keeps_what_it_has_and_nothing_else(mount, nameless):
+    with SnapshotDir(mount(f"size={DISK_SIZE}"), nameless=nameless) as directory:
+        directory.save_from(CONTENT, 1)
+        for source in (Endless(), CONTENT):
+            with refused_for(errno.ENOSPC, directory, 2):
+                directory.save_from(source, 2)
+        assert directory.verify(1).size == len(CONTENT)
+        directory.get_snap_file_path(1).unlink()
+        assert directory.save_from(CONTENT, 2).size == len(CONTENT)
+
+
+def test_room_that_ends_anywhere_leaves_the_whole_or_nothing(mount, nameless):
+    """Page by page: no room for the bytes, then for the bytes alone, then for the manifest, too."""
+    path = mount(f"size={DISK_SIZE}")
+    content = CONTENT[: 3 * PAGE]
+    outcomes = []
+    with SnapshotDir(path, nameless=nameless, chunk_size=PAGE) as directory:
+        for free in range(8):
+            with open(path / "ballast", "wb") as ballast:
+                os.posix_fallocate(ballast.fileno(), 0, (os.statvfs(path).f_bfree - free) * PAGE)
+            with nothing_left(path), contextlib.suppress(OSError):
+                saved = directory.save_from(content, free).path
+                assert directory.verify(free).path == saved
+                saved.unlink()
+                saved.with_suffix(".json").unlink()
+                outcomes.append(free)
+            (path / "ballast").unlink()
+    assert outcomes == [4, 5, 6, 7]
+
+
+def test_a_disk_without_inodes_is_refused_and_nothing_left(mount, nameless):
+    path = mount("size=4m,nr_inodes=8")
+    with SnapshotDir(path, nameless=nameless) as directory:
+        while os.statvfs(path).f_ffree:
+            (path / f"stranger-{os.statvfs(path).f_ffree}").touch()
+        strangers = names(path)
+        for stranger in strangers[:2]:
+            with refused_for(errno.ENOSPC, directory, 1):
+                directory.save_from(CONTENT, 1)
+            (path / stranger).unlink()
+        assert directory.save_from(CONTENT, 1).size == len(CONTENT)
+
+
+def test_a_disk_that_turned_read_only_can_still_be_read(mount, nameless):
+    path = mount("size=8m")
+    with SnapshotDir(path, nameless=nameless) as directory:
+        for index in (1, 2):
+            directory.save_from(CONTENT, index)
+        stale = path / disk.temp_name(3)
+        stale.touch()
+        subprocess.run(["mount", "-o", "remount,ro", path], check=True)
+        with refused_for(errno.EROFS, directory, 3):
+            directory.save_from(CONTENT, 3)
+        with SnapshotDir(path) as again:
+            assert [saved.index for saved in again.list()] == [1, 2]
+            assert again.verify(2).size == len(CONTENT)
+            assert again.remove_orphans() == []
+            with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+                again.purge(keep=1)
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        SnapshotDir(path / "below")
+    assert stale.name in names(path)
+
+
+def test_a_directory_under_another_mount_saves_as_ever(mount, nameless):
+    path = mount("size=4m")
+    with SnapshotDir(path / "a" / "b", nameless=nameless) as directory:
+        assert directory.save_from(CONTENT, 1).path.read_bytes() == CONTENT
