@@ -105,7 +105,7 @@ cdef extern from * nogil:
     int fallocate(int fd, int mode, off_t offset, off_t length) noexcept
     int sync_file_range(int fd, off_t offset, off_t length, unsigned int flags) noexcept
     const int O_TMPFILE, O_DIRECT, O_NOFOLLOW, AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW
-    const int RENAME_NOREPLACE, LOCK_EX, LOCK_NB, FALLOC_FL_KEEP_SIZE, SYNC_FILE_RANGE_WRITE
+    const int RENAME_NOREPLACE, LOCK_EX, LOCK_UN, FALLOC_FL_KEEP_SIZE, SYNC_FILE_RANGE_WRITE
 
     ctypedef struct pthread_mutex_t:
         pass

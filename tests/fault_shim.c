@@ -1,7 +1,8 @@
 /* Faults on demand: preloaded into a process, it makes one chosen system call of it fail.
  *
  * Unarmed it only counts. Armed, the n-th call of a kind (or of any kind) fails with an errno, is cut
- * short, or kills the process before it is made. Each arming strikes once. It knows nothing of snapshots.
+ * short, kills the process before it is made, or is made after a function of the test's was called. Each
+ * arming strikes once. It knows nothing of snapshots.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,9 +17,10 @@
 
 enum { OPENAT, FLOCK, FCHMOD, FSYNC, WRITE, PWRITE, FALLOCATE, FTRUNCATE, LINKAT, RENAMEAT, RENAMEAT2,
        UNLINKAT, CLOSE, KINDS };
-enum { ANY = -1, KILL = -1, SHORT = -2 };
+enum { ANY = -1, KILL = -1, SHORT = -2, CALL = -3 };
 
 static atomic_int counts[KINDS], armed_kind, left, action;
+static void (*called)(void);
 
 void fault_arm(int kind, int nth, int what) {
     for (int each = 0; each < KINDS; each++)
@@ -27,6 +29,8 @@ void fault_arm(int kind, int nth, int what) {
     atomic_store(&action, what);
     atomic_store(&left, nth);
 }
+
+void fault_call(void (*function)(void)) { called = function; }
 
 /* What is left until it strikes: 0 or less when it did. */
 int fault_left(void) { return atomic_load(&left); }
@@ -44,6 +48,8 @@ static int strike(int kind) {
         for (;;)
             pause();
     }
+    if (what == CALL)
+        called();
     if (what > 0)
         errno = what;
     return what;
@@ -53,7 +59,6 @@ static int strike(int kind) {
 #define FAULTY(KIND, name, parameters, arguments) \
     int name parameters { return strike(KIND) > 0 ? -1 : REAL(name) arguments; }
 
-FAULTY(FLOCK, flock, (int fd, int operation), (fd, operation))
 FAULTY(FCHMOD, fchmod, (int fd, mode_t mode), (fd, mode))
 FAULTY(FSYNC, fsync, (int fd), (fd))
 FAULTY(FALLOCATE, fallocate64, (int fd, int mode, off64_t at, off64_t size), (fd, mode, at, size))
@@ -65,6 +70,11 @@ FAULTY(RENAMEAT2, renameat2, (int at, const char *from, int to_at, const char *t
        (at, from, to_at, to, flags))
 FAULTY(UNLINKAT, unlinkat, (int at, const char *name, int flags), (at, name, flags))
 FAULTY(CLOSE, close, (int fd), (fd))
+
+int flock(int fd, int operation) {
+    /* Giving a lock back does not fail. */
+    return !(operation & LOCK_UN) && strike(FLOCK) > 0 ? -1 : REAL(flock)(fd, operation);
+}
 
 int openat64(int at, const char *name, int flags, ...) {
     va_list more;

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from residue import descriptors, names
@@ -24,7 +26,7 @@ KINDS = (
     "openat", "flock", "fchmod", "fsync", "write", "pwrite", "fallocate", "ftruncate", "linkat", "renameat",
     "renameat2", "unlinkat", "close",
 )  # fmt: skip
-ANY, KILL, SHORT = -1, -1, -2
+ANY, KILL, SHORT, CALL = -1, -1, -2, -3
 
 #: Those that clean up: where they fail, there is nobody to tell, and something stays.
 CLEANING = {"unlinkat", "close"}
@@ -52,6 +54,12 @@ class Shim:
     def arm(self, kind, nth, what):
         """Strike the `nth` call of `kind` (or "any"), counted from 1, with an errno or another fault."""
         self.library.fault_arm(ANY if kind == "any" else KINDS.index(kind), nth, what)
+
+    def call_before(self, kind, nth, call):
+        """Call `call` before the `nth` call of `kind`, on the thread that makes it."""
+        self._kept = ctypes.CFUNCTYPE(None)(call)
+        self.library.fault_call(self._kept)
+        self.arm(kind, nth, CALL)
 
     def count(self, kind):
         """How many calls of `kind` there were since the arming."""
@@ -246,10 +254,32 @@ def opening(shim, path, *, nameless, content):
 
 
 def cleaner(shim, path, *, nameless, content):
-    """A cleaner that takes a new file's lock before its saver does costs the saver nothing."""
-    with opened(path, nameless) as directory:
-        shim.arm("flock", 1, errno.EAGAIN)
+    """A cleaner that takes a new file before its saver has locked it costs the saver nothing."""
+    with opened(path, nameless) as directory, opened(path, nameless) as other:
+        removed = []
+        shim.call_before("flock", 1, lambda: removed.append(other.remove_orphans()))
         assert directory.save_from(content, 1).size == len(content)
+        assert len(removed[0]) == 1
+        assert len(names(path)) == 2
+
+
+def slow_cleaner(shim, path, *, nameless, content):
+    """Nor does one that has the lock when the saver wants it, and has not removed the file yet."""
+    with opened(path, nameless) as directory, ThreadPoolExecutor(1) as pool:
+        removals = [pool.submit(names, path)]  # The thread is there beforehand.
+        removals[0].result()
+
+        def lock_and_remove_later():
+            (name,) = names(path)
+            fd = os.open(path / name, os.O_RDONLY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # The other thread needs the GIL, which is free when the saver goes on.
+            removals.append(pool.submit(lambda: ((path / name).unlink(), os.close(fd))))
+
+        shim.call_before("flock", 1, lock_and_remove_later)
+        assert directory.save_from(content, 1).size == len(content)
+        removals[-1].result()
+        assert len(names(path)) == 2
 
 
 CASES = {
@@ -263,6 +293,7 @@ CASES = {
     "directory fsync of purge": directory_fsync_of_purge,
     "opening": opening,
     "cleaner": cleaner,
+    "slow cleaner": slow_cleaner,
 }
 
 

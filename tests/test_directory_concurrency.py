@@ -283,9 +283,6 @@ class Halting:
         return self.content.read(size)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the core closes the file without unlocking it, and the child has it too"
-)
 def test_a_child_forked_during_a_save_that_lives_on_does_not_keep_the_snapshot_leased(tmp_path):
     script = """
     import threading

@@ -129,7 +129,9 @@ def test_the_target_is_left_without_direct_io(target):
 
 def test_digest_is_a_save_that_writes_nowhere():
     assert _fastpipe.digest(DATA, chunk_size=CHUNK) == (
-        len(DATA), _fastpipe.crc32c(DATA), digests(DATA, CHUNK)
+        len(DATA),
+        _fastpipe.crc32c(DATA),
+        digests(DATA, CHUNK),
     )
 
 

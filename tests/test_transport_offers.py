@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from nodes import CONTENT, Follower, RawPeer, frames, nothing_lost, put_head
 
+from nodes import CONTENT, Follower, RawPeer, frames, nothing_lost, put_head
 from snapstore.meta import META_DATA_SIZE_MAX
 from snapstore.wire import HEAD_SIZE_MAX
 
@@ -80,14 +80,14 @@ def test_a_header_that_is_missing_or_wrong_is_named_before_any_byte(follower, na
         (b"Transfer-Encoding: gzip", 501),
         (b"Transfer-Encoding: gzip, chunked", 501),
         (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 501),
-        (b"Content-Length: " + b"9" * 30, 413),
-        (b"Content-Length: " + b"9" * 5000, 413),
-        (b"Content-Length: 9223372036854775808", 413),
+        (b"Content-Length: " + b"9" * 19, 400),
+        (b"Content-Length: " + b"9" * 5000, 400),
+        (b"Content-Length: 9223372036854775808", 400),
         (b"Content-Length : 5", 400),
         (b"X: a\0b", 400),
         (b" folded: 1", 400),
-        (b"X: " + b"x" * HEAD_SIZE_MAX, 431),
-        (b"X: y\r\n" * (HEAD_SIZE_MAX // 6), 431),
+        (b"X: " + b"x" * 2 * HEAD_SIZE_MAX, 431),
+        (b"X: y\r\n" * (HEAD_SIZE_MAX // 3), 431),
     ],
     ids=lambda part: part[:40].decode() if isinstance(part, bytes) else str(part),
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodes import CONTENT, META, UNIT, frames
 
+from nodes import CONTENT, META, UNIT, frames
 from snapstore import _fastpipe
 from snapstore.errors import SnapshotCorrupt, SnapshotTruncated
 from snapstore.meta import INDEX_MAX, ConfState, SnapshotMeta
@@ -49,10 +50,9 @@ def test_what_an_offer_says_is_what_is_understood(offer):
 @given(st.dictionaries(st.sampled_from(list(lowered(Offer(META, 5, UNIT, "c", 3)))), st.text(max_size=30)))
 def test_any_other_header_is_an_offer_or_malformed_and_nothing_else(changes):
     headers = lowered(Offer(META, 5, UNIT, "c", 3)) | changes
-    try:
-        Offer.parse(7, headers)
-    except OfferMalformed as error:
-        assert str(error)
+    with contextlib.suppress(OfferMalformed):
+        offer = Offer.parse(7, headers)
+        assert lowered(offer).keys() <= headers.keys() | {"content-length", "transfer-encoding"}
 
 
 @pytest.mark.parametrize("content", [b"", b"x", CONTENT[:UNIT], CONTENT[: UNIT + 1], CONTENT])
@@ -103,14 +103,14 @@ def test_a_data_frame_with_any_bit_turned_is_corrupt():
 
 def test_a_data_frame_that_ends_early_is_truncated():
     for size in range(len(pack_data(b"engine"))):
-        with pytest.raises(SnapshotTruncated, match="early|ended"):
+        with pytest.raises(SnapshotTruncated, match=r"early|ended"):
             data_of(pack_data(b"engine")[:size], 6)
 
 
 @pytest.mark.parametrize(
     ("text", "index"),
-    [("0", 0), ("007", 7), (str(INDEX_MAX), INDEX_MAX)]
-    + [(text, None) for text in ["", "-1", "+1", " 1", "1 ", "1\n", "0x1", "\u0661", str(INDEX_MAX + 1), "9" * 21]],
+    [("0", 0), ("007", 7), (str(INDEX_MAX), INDEX_MAX), (str(INDEX_MAX + 1), None), ("9" * 21, None)]
+    + [(text, None) for text in ["", "-1", "+1", " 1", "1 ", "1\n", "0x1", "\u0661"]],
 )
 def test_an_index_in_a_path_is_decimal_digits(text, index):
     assert parse_index(text) == index

@@ -29,7 +29,7 @@ from snapstore.errors import (
     SnapshotNotFound,
     SnapshotTruncated,
 )
-from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest
+from snapstore.manifest import MANIFEST_CHUNKS_MAX, MANIFEST_SIZE_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
 from snapstore.source import expected_size, open_source
 from snapstore.stored import SavedSnapshot, StoredSnapshot
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from snapstore._fastpipe import Progress
 
 #: No store that a raft node restores in one piece is larger; a bound for sources without an end.
-SNAPSHOT_SIZE_MAX = 64 * 2**40
+SNAPSHOT_SIZE_MAX = 32 * 2**40
 
 #: Errors that the disk gives and no source does; they get the snapshot's path.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -116,7 +116,9 @@ class SnapshotDir:
                 copied = file.fill(
                     open_source(source),
                     size=expected_size(source, size),
-                    size_max=self.size_max if size_max is None else size_max,
+                    size_max=min(
+                        self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit
+                    ),
                     chunk_size=unit,
                     direct=self._direct,
                     expected=expected.chunk_digests if expected else None,

@@ -21,7 +21,10 @@ FORMAT = "snapstore-manifest/1"
 #: The only algorithm so far. Manifest and wire name it, so that a stronger one can come.
 DIGEST_ALGORITHM = "crc32c"
 
-#: A manifest names 8 hexadecimal digits per chunk: this is enough for 32 TiB in the usual chunks.
+#: Enough for 32 TiB in the usual chunks of 4 MiB.
+MANIFEST_CHUNKS_MAX = 8 * 1024 * 1024
+
+#: A manifest names 8 hexadecimal digits per chunk, and a meta of up to 16 MiB in base64.
 MANIFEST_SIZE_MAX = 128 * 1024 * 1024
 
 _DIGESTS = re.compile(r"(?:[0-9a-f]{8})*")

@@ -26,6 +26,14 @@ cdef struct Publication:
     int64_t sync_ns              # how long the fsyncs took, the directory's included
 
 
+cdef int lock_wait(int fd) noexcept nogil:
+    """Wait for the lock of `fd`; 0, or -1 with errno."""
+    while flock(fd, LOCK_EX) < 0:
+        if errno != EINTR:
+            return -1
+    return 0
+
+
 cdef int temp_create(int directory, const char* name) noexcept nogil:
     """A new locked file, or a negative errno. The lock tells a cleaner that its saver lives."""
     cdef struct_stat ours, named
@@ -34,7 +42,8 @@ cdef int temp_create(int directory, const char* name) noexcept nogil:
         fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
         if fd < 0:
             return -errno
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0 and fstat(fd, &ours) == 0
+        # A cleaner that was quicker holds the lock for as long as its unlink takes; then the name is free.
+        if (lock_wait(fd) == 0 and fstat(fd, &ours) == 0
                 and fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0):
             if ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
                 return fd
@@ -42,7 +51,7 @@ cdef int temp_create(int directory, const char* name) noexcept nogil:
         else:
             code = errno
         close(fd)
-        if code != ENOENT and code != EAGAIN:
+        if code != ENOENT:
             unlinkat(directory, name, 0)
             return -code
     return -EBUSY
@@ -101,11 +110,10 @@ cdef int lock_directory(int directory) noexcept nogil:
     cdef int code
     if fd < 0:
         return -errno
-    while flock(fd, LOCK_EX) < 0:
-        if errno != EINTR:
-            code = -errno
-            close(fd)
-            return code
+    if lock_wait(fd) < 0:
+        code = -errno
+        close(fd)
+        return code
     return fd
 
 
@@ -191,6 +199,8 @@ cdef int publish(Publication* publication) noexcept nogil:
         close(manifest_fd)
         return lock_fd
     code = publish_locked(publication)
+    # Said outright: a process forked meanwhile has the descriptor too, and would keep the lock.
+    flock(lock_fd, LOCK_UN)
     close(lock_fd)
     close(manifest_fd)
     return code

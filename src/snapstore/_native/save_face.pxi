@@ -103,8 +103,11 @@ cdef class SaveFile:
 
     cdef void drop(self) noexcept:
         if self.file >= 0:
-            if self.temp_name is not None and self.pid == getpid():
-                unlinkat(self.directory, <const char*>self.temp_name, 0)
+            if self.pid == getpid():
+                if self.temp_name is not None:
+                    unlinkat(self.directory, <const char*>self.temp_name, 0)
+                # Said outright: a process forked meanwhile has the descriptor too, and would keep the lock.
+                flock(self.file, LOCK_UN)
             close(self.file)
             self.file = -1
         if self.directory >= 0:

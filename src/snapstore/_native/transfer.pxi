@@ -240,7 +240,8 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
     code = frame_open(target, CHUNK_MAGIC, length, digests.size, pulse)
     while code == 0 and done < length:
         if count == 0:
-            count = source_next(source, target.scratch, min(<size_t>PIECE_SIZE, length - done), &data, &part, pulse)
+            count = source_next(source, target.scratch, min(<size_t>PIECE_SIZE, length - done), &data, &part,
+                                pulse)
             if count <= 0:
                 return count if count else TRUNCATED
         code = target_write(&target.stream, data, count, pulse)

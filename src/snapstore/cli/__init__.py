@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         # Flushed here and not at the interpreter's end, where nobody can answer for it any more.
         sys.stdout.flush()
-        return code
+        return int(code)
     except BrokenPipeError:
         # Whoever read our output has left (`snapstore ls DIR | head -1`): nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.READER_LEFT
+        return int(ExitCode.READER_LEFT)
 
 
 def _run(arguments: list[str]) -> int:
@@ -61,4 +61,4 @@ def _run(arguments: list[str]) -> int:
         if code is None:
             raise
         screen.error(error, explain(error))
-        return code
+        return int(code)

@@ -87,7 +87,11 @@ _AT_TERM = _argument("--term", metavar="T", type=parse_index, default=0, help="i
 _KV = _argument("--kv", metavar="STORE", type=parse_store, required=True, help="lmdb:PATH or sqlite:PATH")
 _URL = _argument("url", metavar="URL", type=checked(_peer_url), help="http://HOST:PORT of a peer")
 _CLUSTER = _argument(
-    "--cluster", metavar="NAME", type=checked(_cluster), default="", help="refuse peers of other clusters"
+    "--cluster",
+    metavar="NAME",
+    type=checked(_cluster),
+    default="",
+    help="the cluster's name; a server that has one refuses others",
 )
 
 COMMANDS: tuple[Command, ...] = (

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GONE_WITHIN_S = 5.0
 
 #: How much of a dead child's last words is shown.
-_LAST_LINES = 5
+_LAST_LINES = 3
 
 Event = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """The demo's leader process: a store, an apply loop that goes on, and a snapshot sent meanwhile.
 
-`python -m snapstore.cli.demo_leader DIRECTORY SIZE`. Events: filled; then, after a
-command with the url of the follower, baseline, pinned, sent, content; each with what was measured.
+`python -m snapstore.cli.demo_leader DIRECTORY SIZE`. Events: filled; then, after a command with
+the url of the follower, baseline, pinned, sent, content; each with what was measured.
 """
 
 from __future__ import annotations
@@ -59,20 +59,18 @@ def main(directory: str, size: int) -> None:
     parent.tell("filled", size=fill(directory, size, parent.report))
     url = parent.await_command()["url"]
     captures = CaptureQueue()
-    with open_store(directory, size) as env, LmdbKV(env) as kv:
-        watched = WatchedKV(kv)
-        loop = ApplyLoop(env, captures)
+    with open_store(directory, size) as env, LmdbKV(env) as kv, ApplyLoop(env, captures) as loop:
         threading.Event().wait(BASELINE_S)
         loop.check()
         parent.tell("baseline", commits_per_s=loop.applied / BASELINE_S)
-        with SnapshotStore(watched, captures) as store:
-            memory, asked_s = MemoryWatch(), time.monotonic()
-            with _snapshot_of(store, loop) as stream:
-                pin_s = time.monotonic() - asked_s
-                parent.tell("pinned", index=stream.meta.index, size=stream.size, pin_s=pin_s)
-                _send(parent, url, stream, loop, memory)
-                loop.stop()
-                _digest(parent, env, watched, stream)
+        watched = WatchedKV(kv)
+        memory, asked_s = MemoryWatch(), time.monotonic()
+        with SnapshotStore(watched, captures) as store, _snapshot_of(store, loop) as stream:
+            pin_s = time.monotonic() - asked_s
+            parent.tell("pinned", index=stream.meta.index, size=stream.size, pin_s=pin_s)
+            _send(parent, url, stream, loop, memory)
+            loop.stop()
+            _digest(parent, env, watched, stream)
     # The parent ends us by ending our input; it may still ask the system about us until then.
     parent.await_command()
 

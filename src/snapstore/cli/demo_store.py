@@ -13,11 +13,15 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import lmdb
 
 from snapstore.capture import CaptureQueue
 from snapstore.meta import SnapshotMeta
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Two named databases, beside what the main one has: the names of these two.
 ACCOUNTS, DOCUMENTS = b"accounts", b"documents"
@@ -154,10 +158,20 @@ class ApplyLoop:
             raise self._error
 
     def stop(self) -> None:
-        """End it after the entry that is being applied."""
+        """End it after the entry that is being applied, and raise what `check` raises. May come twice."""
+        self._end()
+        self.check()
+
+    def _end(self) -> None:
         self._over.set()
         self._thread.join()
-        self.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        # The environment must not be closed under a transaction, whatever went wrong meanwhile.
+        self._end()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import lmdb
 
 from snapstore._fastpipe import LmdbPageMap
 from snapstore.errors import SnapshotBusy, SnapshotCorrupt, SnapshotTruncated
+from snapstore.kv.copy_in import copy_in
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,10 +50,6 @@ META_SIZE_MAX = max(HEADER_SIZES.values()) + META.size
 
 PAGE_SIZE_MIN = 256
 PAGE_SIZE_MAX = 65536
-
-#: One step of copying a snapshot in: large enough that the calls do not count, and not so large that
-#: it is felt in memory.
-COPY_SIZE = 1024 * 1024
 
 #: Behind the name of the data file and of the lock file while a restore is under way.
 STAGED_SUFFIX = ".restoring"
@@ -202,7 +199,7 @@ class StagedRestore:
     def _stage(self, source: str | os.PathLike[str] | Reader) -> DataMeta:
         fd = self._create(self._staged)
         try:
-            _copy(source, fd)
+            copy_in(source, fd)
             meta = check_data_file(fd, self._staged)
             os.fsync(fd)
         finally:
@@ -263,26 +260,6 @@ class StagedRestore:
         if kind is not None:
             self._discard()
         self.close()
-
-
-def _copy(source: str | os.PathLike[str] | Reader, fd: int) -> None:
-    """Write all of `source` to `fd`, from its start."""
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            at = 0
-            while at < size:
-                count = os.sendfile(fd, file.fileno(), at, COPY_SIZE * 64)
-                if count == 0:
-                    raise SnapshotTruncated(f"{os.fspath(source)} shrank while it was read")
-                at += count
-        return
-    while True:
-        piece = memoryview(source.read(COPY_SIZE))
-        if not piece:
-            return
-        while piece:
-            piece = piece[os.write(fd, piece) :]
 
 
 def data_and_lock(path: str, *, subdir: bool) -> tuple[str, str]:

@@ -121,16 +121,14 @@ class LmdbSnapshot:
         if os.getpid() != self._pid:
             raise ForkedProcess("this LmdbSnapshot was taken before the fork; its pin belongs to the parent")
         with self._build_lock:
-            if self._closed:
-                raise PipeClosed("the snapshot was closed")
+            self._check_open()
             if self._image is None:
                 self._image = self._build_image()
             return self._image
 
     def _build_image(self) -> Image:
         with self._lock:
-            if self._closed:
-                raise PipeClosed("the snapshot was closed")
+            self._check_open()
             fd = os.dup(self._fd)
         try:
             page_map = self._meta.page_map(fd)
@@ -143,12 +141,17 @@ class LmdbSnapshot:
             if offset < self._size:
                 patches.append((offset, min(length, self._size - offset), None))
         image = Image(fd, self._size, patches=patches, page_map=page_map)
-        with self._lock:
-            if not self._closed:
-                return image
-        # The pin went while the trees were walked, so what was found there may be wrong.
-        image.close()
-        raise PipeClosed("the snapshot was closed")
+        try:
+            # Where the pin went while the trees were walked, what was found there may be wrong.
+            self._check_open()
+        except PipeClosed:
+            image.close()
+            raise
+        return image
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PipeClosed("the snapshot was closed")
 
     def write_to(self, writer: Writer, /) -> int:
         """Write the whole image, in order, and return its length in bytes.

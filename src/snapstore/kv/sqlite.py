@@ -26,10 +26,10 @@ import weakref
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from snapstore._fastpipe import Image
+from snapstore._fastpipe import Image, save
 from snapstore.errors import ForkedProcess, PipeClosed, SnapshotCorrupt, SnapshotTemporarilyUnavailable
 from snapstore.kv.sqlite_descriptors import DESCRIPTORS
-from snapstore.kv.sqlite_file import connect, copy_file, database_path, is_locked, restore_sqlite
+from snapstore.kv.sqlite_file import connect, database_path, is_locked, restore_sqlite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -224,7 +224,8 @@ def _pin(path: str, deadline_s: float) -> SqliteSnapshot:
         reader.execute("BEGIN")
         size = _size_in_transaction(path, fd, reader)
         with tempfile.TemporaryFile(dir=os.path.dirname(path), buffering=0) as copy:
-            copy_file(fd, copy.fileno(), size)
+            # Buffered: writers wait for it, and the bytes are wanted again soon.
+            save(Image(fd, size, close_fd=False), copy.fileno(), size=size, direct=False)
             # The image closes the descriptor it is given, and so does this block.
             image = Image(os.dup(copy.fileno()), size)
     return SqliteSnapshot(path, image, ExitStack())

@@ -15,7 +15,6 @@ an old WAL or journal beside the new file, which SQLite would play into it:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sqlite3
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from snapstore.errors import SnapshotBusy, SnapshotCorrupt, SnapshotTruncated, SnapstoreError
+from snapstore.kv.copy_in import copy_in
 from snapstore.kv.sqlite_descriptors import DESCRIPTORS
 
 if TYPE_CHECKING:
@@ -45,14 +45,6 @@ RESTORE_WAIT_S = 5.0
 _HEADER = struct.Struct(">16sHBBBBBBIII56xI4x")
 _MAGIC = b"SQLite format 3\0"
 _SIDE_SUFFIXES = ("-wal", "-journal", "-shm")
-
-#: One call of the kernel's copying, and one read from a reader: long enough to forget the crossing,
-#: short enough for Ctrl-C.
-_COPY_SIZE_MAX = 16 * 1024 * 1024
-_READ_SIZE_MAX = 1024 * 1024
-
-#: What `copy_file_range` answers where it cannot serve: other file systems, old kernels, sandboxes.
-_NO_COPY_FILE_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
 def database_path(path: str | os.PathLike[str]) -> str:
@@ -86,29 +78,6 @@ def is_locked(error: sqlite3.Error) -> bool:
     """Tell whether `error` is SQLITE_BUSY or SQLITE_LOCKED; Python 3.10 shows no codes."""
     return "locked" in str(error)
 
-
-def copy_file(source: int, target: int, size: int) -> None:
-    """Copy the first `size` bytes of one file to the position of another, inside the kernel.
-
-    Where the file system can share blocks (xfs, btrfs) nothing is copied at all.
-    """
-    offset = 0
-    share = True
-    while offset < size:
-        length = min(size - offset, _COPY_SIZE_MAX)
-        try:
-            if share:
-                copied = os.copy_file_range(source, target, length, offset)
-            else:
-                copied = os.sendfile(target, source, offset, length)
-        except OSError as error:
-            if not share or error.errno not in _NO_COPY_FILE_RANGE:
-                raise
-            share = False
-            continue
-        if not copied:
-            raise SnapshotTruncated(f"the file ended after {offset} of {size} bytes")
-        offset += copied
 
 
 def restore_sqlite(
@@ -180,12 +149,7 @@ def _fill(target: BinaryIO, source: str | os.PathLike[str] | Reader, path: str) 
     """Write the new database, with the mode and the owner that the old one has, and sync it."""
     if isinstance(source, (str, os.PathLike)):
         _refuse_live_source(os.path.realpath(source), path)
-        with open(source, "rb", buffering=0) as reader:
-            copy_file(reader.fileno(), target.fileno(), os.fstat(reader.fileno()).st_size)
-    else:
-        while block := source.read(_READ_SIZE_MAX):
-            target.write(block)
-        target.flush()
+    copy_in(source, target.fileno())
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -139,7 +139,7 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     length = headers.get("content-length", "0")
     if len(length) > len(str(_fastpipe.SIZE_MAX)) or int(length) > _fastpipe.SIZE_MAX:
-        raise HeadMalformed("Content-Length is beyond all sizes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        raise HeadMalformed("Content-Length is beyond all sizes")
     if "transfer-encoding" in headers:
         if "content-length" in headers:
             raise HeadMalformed("Content-Length and Transfer-Encoding exclude each other")

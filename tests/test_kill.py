@@ -1,0 +1,172 @@
+"""SIGKILL in the middle of a send: the follower has the old state or the whole new one, and goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from nodes import Follower, RawPeer, frames, nothing_lost, put_head, wait_until, written
+from processes import Process
+from snapstore._fastpipe import CHUNK_SIZE_DEFAULT, Progress
+from snapstore.directory import SnapshotDir
+from snapstore.errors import PeerUnreachable
+from snapstore.meta import SnapshotMeta
+from snapstore.transport.http import SnapshotClient
+
+#: More than all buffers between the two hold, so that the follower has written part of it.
+CONTENT = os.urandom(1024 * 1024) * 24
+
+#: How much was sent when the killing begins: whole slots of the leader's pipe, which holds four.
+REACHED = 3 * CHUNK_SIZE_DEFAULT
+
+#: How often the last moments of a save, its fsyncs and its naming, are hit by killing at random.
+KILLS = 6
+
+#: What a small save takes with its fsyncs, and some more.
+SAVE_S_MAX = 0.012
+
+SOON, LATER = SnapshotMeta(5, 1), SnapshotMeta(7, 3)
+
+FOLLOWER = """
+    from snapstore.transport.http import SnapshotServer
+    path, address, nameless = sys.argv[1:]
+    directory = SnapshotDir(path, nameless=nameless == "nameless")
+    with directory, SnapshotServer(directory, address) as server:
+        say(server.url)
+        sys.stdin.readline()
+"""
+
+LEADER = """
+    from snapstore._fastpipe import Progress
+    from snapstore.transport.http import SnapshotClient
+    from nodes import wait_until, written
+    from test_kill import REACHED, LATER
+
+    content = sys.stdin.buffer.read(int(sys.argv[2]))
+
+    def pace(offset):
+        if offset >= REACHED:
+            wait_until(lambda: progress.bytes >= REACHED)
+            say("half")
+            sys.stdin.buffer.read(1)
+
+    progress = Progress()
+    with written(content, LATER, pace=pace, size_known=sys.argv[3] == "sized", piece_size=65536) as stream:
+        SnapshotClient().send_snapshot(sys.argv[1], stream, progress=progress)
+"""
+
+#: A small push whose end comes at once: nearly all of its time is fsync and naming.
+SMALL = os.urandom(64 * 1024)
+HEAD, BODY = put_head(SMALL, expect=False), frames(SMALL)
+
+kinds_of_save = pytest.mark.parametrize("kind", ["nameless", "named"])
+kinds_of_size = pytest.mark.parametrize("size", ["sized", "unsized"])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_lost():
+    with nothing_lost():
+        yield
+
+
+def old_state(path):
+    """A follower's directory with an older snapshot in it."""
+    with SnapshotDir(path) as directory:
+        directory.save_from(b"old", SOON)
+    return path
+
+
+def names(path):
+    return sorted(os.listdir(path))
+
+
+def assert_old_or_new(path):
+    """Reopened, the directory has the old snapshot, perhaps the new one as a whole, and nothing else."""
+    with SnapshotDir(path) as directory:
+        indexes = [saved.index for saved in directory.list()]
+        assert indexes in ([5], [5, 7])
+        for index in indexes:
+            directory.verify(index)
+    wanted = [f"{index:016x}.{kind}" for index in indexes for kind in ("db", "json")]
+    assert names(path) == sorted(wanted)
+    return indexes == [5, 7]
+
+
+def send(url):
+    with written(CONTENT, LATER, piece_size=1024 * 1024) as stream:
+        return SnapshotClient().send_snapshot(url, stream)
+
+
+def assert_next_send_succeeds(path, address="127.0.0.1:0"):
+    had_it = assert_old_or_new(path)
+    with Follower(path, address) as follower:
+        assert send(follower.url).existed == had_it
+        assert follower.directory.verify(7).path.read_bytes() == CONTENT
+        assert follower.indexes == [5, 7]
+
+
+@kinds_of_save
+@kinds_of_size
+def test_a_leader_killed_in_the_middle_leaves_the_follower_as_it_was(tmp_path, kind, size):
+    path = old_state(tmp_path / "follower")
+    before = names(path)
+    with Process(FOLLOWER, path, "127.0.0.1:0", kind) as follower:
+        url = follower.hear()
+        with Process(LEADER, url, len(CONTENT), size) as leader:
+            leader.stdin.buffer.write(CONTENT)
+            leader.stdin.flush()
+            assert leader.hear() == "half"
+            leader.kill()
+            leader.wait()
+        # The same follower has undone the half by itself, and takes the next one.
+        wait_until(lambda: names(path) == before)
+        assert not send(url).existed
+        follower.finish()
+    assert_next_send_succeeds(path)
+
+
+@kinds_of_save
+@kinds_of_size
+def test_a_follower_killed_in_the_middle_starts_again_with_what_it_had(tmp_path, kind, size):
+    path = old_state(tmp_path / "follower")
+    before = names(path)
+    address = f"unix:{tmp_path}/node.sock"
+    with Process(FOLLOWER, path, address, kind) as follower:
+        url = follower.hear()
+
+        def pace(offset):
+            if offset >= REACHED and follower.returncode is None:
+                wait_until(lambda: progress.bytes >= REACHED)
+                follower.kill()
+                follower.wait()
+
+        progress = Progress()
+        stream = written(CONTENT, LATER, pace=pace, size_known=size == "sized", piece_size=65536)
+        with pytest.raises(PeerUnreachable), stream:
+            SnapshotClient().send_snapshot(url, stream, progress=progress)
+    left = names(path)
+    assert [name for name in left if not name.startswith(".tmp-")] == before
+    assert (left != before) == (kind == "named")
+    assert not assert_old_or_new(path)
+    # The name of its socket was left, too, and the next start takes it over.
+    assert_next_send_succeeds(path, address)
+
+
+@kinds_of_save
+def test_a_follower_killed_at_any_moment_has_the_old_state_or_the_whole_new_one(tmp_path, kind):
+    """The kill falls at a random moment between the last bytes, the fsyncs, the names and the answer."""
+    chance = random.Random(kind)
+    for kill in range(KILLS):
+        path = old_state(tmp_path / f"follower-{kill}")
+        with Process(FOLLOWER, path, "127.0.0.1:0", kind) as follower, RawPeer(follower.hear()) as peer:
+            peer.say(HEAD, BODY)
+            until = time.perf_counter() + chance.uniform(0, SAVE_S_MAX)
+            while time.perf_counter() < until:
+                os.sched_yield()
+            follower.kill()
+            told = b" 201 " in peer.hear_all()
+        has_it = assert_old_or_new(path)
+        assert has_it or not told, "it was told as saved, and is gone"

@@ -1,0 +1,192 @@
+"""The save of one file: all of it under its name, or nothing, and never over another's."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+
+import pytest
+
+from snapstore import _fastpipe
+from snapstore.errors import ForkedProcess, SnapshotTooLarge
+
+TEMP = b".tmp-1"
+MANIFEST_TEMP = b".tmp-2"
+NAME = b"0000000000000001.db"
+MANIFEST_NAME = b"0000000000000001.json"
+DATA = os.urandom(10_000)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(params=[True, False], ids=["nameless", "named"])
+def make(request, directory):
+    """Makes the file to save, nameless or under a temporary name."""
+    return lambda: _fastpipe.SaveFile(directory, TEMP, nameless=request.param)
+
+
+def publish(file, name=NAME):
+    return file.publish(name, manifest=b"{}", manifest_name=MANIFEST_NAME, manifest_temp_name=MANIFEST_TEMP)
+
+
+def open_descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def names(tmp_path):
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_a_published_file_is_there_with_its_manifest_and_nothing_else(make, tmp_path):
+    held = open_descriptors()
+    with make() as file:
+        copied = file.fill(DATA)
+        assert copied[:2] == (len(DATA), _fastpipe.crc32c(DATA))
+        assert os.pread(file.fd, 10, 5) == DATA[5:15]
+        assert file.nameless == (names(tmp_path) == [])
+        stage, code, sync_s = publish(file)
+        assert file.fd == -1
+    assert (stage, code) == ("done", 0)
+    assert sync_s >= 0
+    assert names(tmp_path) == sorted([NAME.decode(), MANIFEST_NAME.decode()])
+    assert (tmp_path / NAME.decode()).read_bytes() == DATA
+    assert (tmp_path / MANIFEST_NAME.decode()).read_bytes() == b"{}"
+    assert (tmp_path / NAME.decode()).stat().st_mode & 0o777 == 0o600
+    assert open_descriptors() == held
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink", "dangling", "fifo"])
+def test_nothing_is_ever_replaced(make, tmp_path, kind):
+    taken = tmp_path / NAME.decode()
+    if kind == "file":
+        taken.write_bytes(b"kept")
+    elif kind == "directory":
+        taken.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(taken)
+    else:
+        taken.symlink_to("/dev/null" if kind == "symlink" else "nowhere")
+    (tmp_path / MANIFEST_NAME.decode()).write_bytes(b"kept")
+    before = os.lstat(taken)
+    with make() as file:
+        file.fill(DATA)
+        assert publish(file)[:2] == ("name", errno.EEXIST)
+    after = os.lstat(taken)
+    assert (after.st_ino, after.st_mode, after.st_size) == (before.st_ino, before.st_mode, before.st_size)
+    assert (tmp_path / MANIFEST_NAME.decode()).read_bytes() == b"kept"
+    assert names(tmp_path) == sorted([NAME.decode(), MANIFEST_NAME.decode()])
+
+
+def test_of_two_savers_the_first_to_publish_is_kept(directory, tmp_path):
+    with (
+        _fastpipe.SaveFile(directory, TEMP, nameless=False) as first,
+        _fastpipe.SaveFile(directory, b".tmp-3") as second,
+    ):
+        first.fill(b"first")
+        second.fill(b"second")
+        assert publish(second)[0] == "done"
+        assert publish(first)[:2] == ("name", errno.EEXIST)
+    assert (tmp_path / NAME.decode()).read_bytes() == b"second"
+    assert names(tmp_path) == sorted([NAME.decode(), MANIFEST_NAME.decode()])
+
+
+@pytest.mark.parametrize("leave", ["discard", "with", "drop", "error"])
+def test_what_is_not_published_leaves_nothing(make, tmp_path, leave):
+    held = open_descriptors()
+    file = make()
+    if leave == "error":
+        with pytest.raises(SnapshotTooLarge), file:
+            file.fill(DATA, size_max=5)
+    else:
+        file.fill(DATA)
+    if leave == "with":
+        with file:
+            pass
+    elif leave == "discard":
+        file.discard()
+        file.discard()
+    del file
+    gc.collect()
+    assert names(tmp_path) == []
+    assert open_descriptors() == held
+
+
+def test_a_file_that_is_done_is_refused(make):
+    file = make()
+    file.discard()
+    assert file.fd == -1
+    for call in (lambda: file.fill(DATA), lambda: publish(file)):
+        with pytest.raises(ValueError, match="published or discarded"):
+            call()
+
+
+def test_a_temporary_name_that_is_taken_is_an_oserror_and_is_kept(directory, tmp_path):
+    (tmp_path / TEMP.decode()).write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError):
+        _fastpipe.SaveFile(directory, TEMP, nameless=False)
+    assert (tmp_path / TEMP.decode()).read_bytes() == b"somebody's"
+
+
+def test_a_manifest_that_cannot_be_written_stops_it_before_any_name(make, tmp_path):
+    (tmp_path / MANIFEST_TEMP.decode()).write_bytes(b"somebody's")
+    with make() as file:
+        file.fill(DATA)
+        assert publish(file)[:2] == ("manifest", errno.EEXIST)
+    assert names(tmp_path) == [MANIFEST_TEMP.decode()]
+
+
+def test_a_manifest_name_that_is_a_directory_stops_it_at_the_name(make, tmp_path):
+    (tmp_path / MANIFEST_NAME.decode()).mkdir()
+    with make() as file:
+        file.fill(DATA)
+        assert publish(file)[:2] == ("name", errno.EISDIR)
+    assert names(tmp_path) == [MANIFEST_NAME.decode()]
+
+
+def test_a_directory_removed_meanwhile_is_an_error(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with _fastpipe.SaveFile(fd, TEMP) as file:
+            file.fill(DATA)
+            folder.rmdir()
+            assert publish(file)[:2] == ("manifest", errno.ENOENT)
+        for nameless in (True, False):
+            # For files without a name ext4 says "not permitted" where POSIX would say "no such".
+            with pytest.raises(OSError, match=r"No such file|not permitted"):
+                _fastpipe.SaveFile(fd, TEMP, nameless=nameless)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_that_drops_it_leaves_the_parents_file(make, tmp_path):
+    file = make()
+    file.fill(DATA)
+    before = names(tmp_path)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            publish(file)
+        except ForkedProcess:
+            del file
+            gc.collect()
+            status = 0 if names(tmp_path) == before else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert publish(file)[0] == "done"
+    assert (tmp_path / NAME.decode()).read_bytes() == DATA
+
+
+def test_the_lock_of_a_directory_is_free_again_when_closed(directory):
+    for _ in range(2):
+        os.close(_fastpipe.lock(directory))
