@@ -6,11 +6,12 @@ act on all of its bytes in one call. Reading order, each knowing only those abov
 
     pulse      time, signals, cancellation in every wait
     ring       slots that change owner
-    lmdb_pages which pages of an LMDB file hold what, and what in them is unused
+    lmdb_*     which pages of an LMDB file hold what, and what in them is unused
     image      a file's bytes with patches, readable at random
     body       HTTP bodies and the frames of the wire
     source     one way to ask any source for its next chunk
-    transfer   source to ring, to descriptor, to a file that is to last
+    transfer   source to ring, source to descriptor
+    disk       source to a file that is to last
     publish    from the last byte to the lasting name
     *_face(s)  what Python sees
 
@@ -196,6 +197,7 @@ include "snapstore/_native/image.pxi"
 include "snapstore/_native/body.pxi"
 include "snapstore/_native/source.pxi"
 include "snapstore/_native/transfer.pxi"
+include "snapstore/_native/disk.pxi"
 include "snapstore/_native/publish.pxi"
 include "snapstore/_native/transfer_faces.pxi"
 include "snapstore/_native/pipe_faces.pxi"

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def threads():
 class Held:
     """What is open in this process, to be found the same afterwards.
 
-    Threads of earlier tests may still be on their way out; new ones there must be none.
+    A thread that was joined may stand in /proc a moment longer, so its going is waited for.
     """
 
     def __enter__(self):
@@ -47,7 +48,9 @@ class Held:
 
     def __exit__(self, kind, error, trace):
         if kind is None:
-            assert threads() <= self.threads
+            deadline_s = time.monotonic() + WAIT_S
+            while not threads() <= self.threads:
+                assert time.monotonic() < deadline_s, "a thread was lost"
             assert descriptor_count() == self.descriptor_count
 
 

@@ -234,6 +234,17 @@ def test_a_sender_that_is_refused_in_the_middle_reads_why(tmp_path):
         assert follower.names() == []
 
 
+def test_a_refused_sender_may_go_on_for_a_while_and_still_read_why(follower):
+    with RawPeer(follower.url) as peer:
+        peer.say(put_head(expect=False, Snapstore_Term=None))
+        assert peer.socket.recv(1, socket.MSG_PEEK)
+        for _ in range(16):
+            peer.say(bytes(65536))
+        status, _, words = peer.hear()
+    assert status == 400
+    assert b"Snapstore-Term is missing" in words
+
+
 def test_a_sender_that_never_stops_is_listened_to_for_a_while_only(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "LINGER_S", SHORT_S)
     with Follower(tmp_path / "follower") as follower, RawPeer(follower.url) as peer:

@@ -144,7 +144,7 @@ def send(
     source: CoreSource,
     fd: int,
     *,
-    offset: int = 0,
+    offset: int | None = None,
     length: int | None = None,
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,

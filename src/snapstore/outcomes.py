@@ -16,6 +16,7 @@ TOO_LARGE = -1004
 DIGEST_WRONG = -1005
 FRAME_WRONG = -1006
 IMAGE_CLOSED = -1009
+WHOLE_WRONG = -1010
 
 
 def outcome_error(code: int, size: int, chunk: int) -> Exception:
@@ -28,6 +29,8 @@ def outcome_error(code: int, size: int, chunk: int) -> Exception:
         return SnapshotTooLarge(f"the source has more than was declared or allowed, after {size} bytes")
     if code == DIGEST_WRONG:
         return SnapshotCorrupt(f"the digest of chunk {chunk} (from byte {size} on) is wrong", chunk)
+    if code == WHOLE_WRONG:
+        return SnapshotCorrupt(f"the digest of the whole ({size} bytes) is wrong")
     if code == FRAME_WRONG:
         return SnapshotCorrupt(f"the frame of chunk {chunk} (from byte {size} on) is malformed", chunk)
     if code == IMAGE_CLOSED:

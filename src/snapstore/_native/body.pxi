@@ -193,7 +193,7 @@ cdef int frame_end(FrameState* frame, uint64_t size, Pulse* pulse) noexcept nogi
     if code:
         return <int>code
     if be32toh(digest) != frame.digest:
-        return DIGEST_WRONG
+        return WHOLE_WRONG
     code = body_read(frame.body, &byte, 1, pulse)
     if code:
         return <int>code if code < 0 else FRAME_WRONG

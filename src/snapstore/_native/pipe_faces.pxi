@@ -35,8 +35,9 @@ def pipe(*, chunk_size=CHUNK_SIZE_DEFAULT, chunks=CHUNKS_DEFAULT):
     """Return (PipeReader, PipeWriter) over a bounded ring of `chunks` slots of `chunk_size` bytes.
 
     Any thread may use either half, one at a time for each. `chunk_size` is a multiple of 4096
-    bytes. Memory is `chunks * chunk_size` bytes, taken as it is first used. Raises ValueError for
-    sizes outside the limits of this module.
+    bytes. The writer waits for the slot that is next: a chunk kept on loan holds it up after as many
+    chunks as there are slots. Memory is `chunks * chunk_size` bytes, taken as it is first used.
+    Raises ValueError for sizes outside the limits of this module.
     """
     check_chunking(chunk_size, chunks)
     cdef _Pipe shared = _Pipe(chunk_size, chunks)

@@ -12,11 +12,12 @@ cdef enum:
     CANCELLED = -1002            # Progress.cancel()
     TRUNCATED = -1003            # the source ended early
     TOO_LARGE = -1004            # the source has more than was declared or allowed
-    DIGEST_WRONG = -1005         # a chunk, or the whole, is not what its digest says
+    DIGEST_WRONG = -1005         # a chunk is not what its digest says
     FRAME_WRONG = -1006          # the framing of the wire is not as agreed
     SOURCE_RAISED = -1007        # a Python reader raised; the exception is kept beside the source
     RING_CLOSED = -1008          # the pipe's other end went away
     IMAGE_CLOSED = -1009         # the snapshot behind an image was given back
+    WHOLE_WRONG = -1010          # all chunks were right, and the digest of the whole is not
 
 cdef struct ProgressState:
     uint64_t bytes

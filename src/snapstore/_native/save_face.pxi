@@ -24,7 +24,7 @@ cdef class SaveFile:
         cdef const char* temp = temp_name
         cdef bint try_nameless = nameless
         self.drop()
-        self.directory = fcntl(directory_fd, F_DUPFD_CLOEXEC, 3)
+        self.directory = fcntl(directory_fd, F_DUPFD_CLOEXEC, 0)
         if self.directory < 0:
             raise OSError(errno, strerror(errno).decode())
         with nogil:

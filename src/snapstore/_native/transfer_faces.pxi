@@ -230,7 +230,7 @@ cdef class _Digests:
         free(self.expected)
 
 
-def send(source, fd, *, offset=0, length=None, progress=None, idle_timeout_s=None):
+def send(source, fd, *, offset=None, length=None, progress=None, idle_timeout_s=None):
     """Write `source` to the descriptor `fd`, bare, in one call without the GIL; how many bytes.
 
     `source` is an Image, a PipeReader, a descriptor, a bytes-like object, or has `read(size)`.
@@ -245,7 +245,7 @@ def send(source, fd, *, offset=0, length=None, progress=None, idle_timeout_s=Non
     cdef int64_t count
     if length is not None and isinstance(source, PipeReader):
         raise ValueError("a pipe is sent to its end; length is for sources that can be read again")
-    opened = _Source(source, offset if offset else None, length)
+    opened = _Source(source, offset, length)
     try:
         pulse_start(&pulse, progress, idle_timeout_s)
         with nogil:
