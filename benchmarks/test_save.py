@@ -73,7 +73,10 @@ def test_over_loopback_to_durable_file(pairs, neighbour, tmp_path, data):
             def baseline():
                 receiver = threading.Thread(target=receive)
                 receiver.start()
-                with socket.create_connection(listener.getsockname()) as connection, open(source, "rb") as file:
+                with (
+                    socket.create_connection(listener.getsockname()) as connection,
+                    open(source, "rb") as file,
+                ):
                     connection.sendfile(file)
                 receiver.join()
 

@@ -103,6 +103,8 @@ cdef extern from * nogil:
     int renameat2(int directory, const char* name, int target_directory, const char* target,
                   unsigned int flags) noexcept
     int flock(int fd, int operation) noexcept
+    int posix_fadvise(int fd, off_t offset, off_t length, int advice) noexcept
+    const int POSIX_FADV_SEQUENTIAL
     int fallocate(int fd, int mode, off_t offset, off_t length) noexcept
     int sync_file_range(int fd, off_t offset, off_t length, unsigned int flags) noexcept
     const int O_TMPFILE, O_DIRECT, O_NOFOLLOW, AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW

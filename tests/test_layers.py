@@ -45,7 +45,9 @@ def _imported_parts(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "snapstore":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names |= {node.module.removeprefix("snapstore.")} if node.module.startswith("snapstore.") else set()
+            names |= (
+                {node.module.removeprefix("snapstore.")} if node.module.startswith("snapstore.") else set()
+            )
         elif isinstance(node, ast.Import):
             names |= {
                 alias.name.removeprefix("snapstore.")
@@ -71,8 +73,12 @@ def test_imports_point_down(path):
 
 def test_importing_the_package_pulls_in_no_store_and_no_extra():
     code = "import sys, snapstore; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"lmdb", "sqlite3", "h11", "rich", "shtab", "prometheus_client", "google", "grpc"} & set(loaded)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {"lmdb", "sqlite3", "h11", "rich", "shtab", "prometheus_client", "google", "grpc"} & set(
+        loaded
+    )
 
 
 def test_another_system_gets_a_clear_message():

@@ -238,8 +238,7 @@ def test_a_refused_sender_may_go_on_for_a_while_and_still_read_why(follower):
     with RawPeer(follower.url) as peer:
         peer.say(put_head(expect=False, Snapstore_Term=None))
         assert peer.socket.recv(1, socket.MSG_PEEK)
-        for _ in range(16):
-            peer.say(bytes(65536))
+        peer.say(bytes(16 * 1024 * 1024))  # More than sockets hold: somebody has to read it.
         status, _, words = peer.hear()
     assert status == 400
     assert b"Snapstore-Term is missing" in words

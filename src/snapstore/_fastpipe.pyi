@@ -6,7 +6,7 @@ raises `OSError` with the errno of the system call that failed.
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypedDict, final
+from typing import Final, NamedTuple, TypedDict, final
 
 from typing_extensions import Buffer, Self, Unpack
 

@@ -116,9 +116,7 @@ class SnapshotDir:
                 copied = file.fill(
                     open_source(source),
                     size=expected_size(source, size),
-                    size_max=min(
-                        self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit
-                    ),
+                    size_max=min(self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit),
                     chunk_size=unit,
                     direct=self._direct,
                     expected=expected.chunk_digests if expected else None,

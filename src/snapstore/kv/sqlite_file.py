@@ -79,7 +79,6 @@ def is_locked(error: sqlite3.Error) -> bool:
     return "locked" in str(error)
 
 
-
 def restore_sqlite(
     source: str | os.PathLike[str] | Reader,
     path: str | os.PathLike[str],
