@@ -61,9 +61,9 @@ class Image:
 
 @final
 class LmdbPageMap:
-    def __init__(
-        self, fd: int, page_size: int, header_size: int, free_db: bytes, main_db: bytes, last_page: int
-    ) -> None: ...
+    def __new__(
+        cls, fd: int, page_size: int, header_size: int, free_db: bytes, main_db: bytes, last_page: int
+    ) -> Self: ...
     @property
     def page_size(self) -> int: ...
     @property
