@@ -189,11 +189,24 @@ class SnapshotDir:
         found = map(self._find, reversed(disk.snapshot_indexes(self._fd)))
         return next((saved for saved in found if saved is not None and not saved.problem), None)
 
-    def open(self, index: int, *, verify: bool = True) -> StoredSnapshot:
+    def confirm(self, index: int) -> SavedSnapshot:
+        """Return what is stored under this index, certain to outlive a power cut.
+
+        Another saver may have named it and not have come to its last fsync yet, or have failed there:
+        raises SnapshotBusy, DirectoryPoisoned or SnapshotNotDurable then, as `save_from` does.
+        """
+        index = check_index(index)
+        with self._claimed(index):
+            saved = self.stat(index)
+            self._make_last(index)
+            return saved
+
+    def open(self, index: int, *, verify: bool = True, progress: Progress | None = None) -> StoredSnapshot:
         """Open the snapshot with this index for reading, leased: no purge takes it away until closed.
 
-        With `verify` all of it is read and compared with its manifest first. Raises SnapshotNotFound,
-        and SnapshotCorrupt or SnapshotTruncated, which name the first bad chunk.
+        With `verify` all of it is read and compared with its manifest first; `progress` counts then.
+        Raises SnapshotNotFound, and SnapshotCorrupt or SnapshotTruncated, which name the first bad
+        chunk.
         """
         index = check_index(index)
         self._check_usable()
@@ -214,15 +227,15 @@ class SnapshotDir:
         if verify:
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # Ask the disk, not the page cache.
-                self._verify(stored)
+                self._verify(stored, progress)
             except BaseException:
                 stored.close()
                 raise
         return stored
 
-    def verify(self, index: int) -> SavedSnapshot:
+    def verify(self, index: int, *, progress: Progress | None = None) -> SavedSnapshot:
         """Read all of a snapshot and compare it with its manifest; raises as `open` does."""
-        with self.open(index) as stored:
+        with self.open(index, progress=progress) as stored:
             return stored.saved
 
     def purge(self, *, keep: int) -> Sequence[int]:
@@ -284,14 +297,17 @@ class SnapshotDir:
 
     def _refuse_existing(self, index: int) -> None:
         if disk.name_taken(self._fd, disk.snapshot_name(index)):
-            # Whoever named it may have died before its own fsync: "exists" must last like "saved".
-            try:
-                self._sync()
-            except OSError as error:
-                raise SnapshotNotDurable(
-                    f"{self._path(index)} exists, but fsync of its directory failed; open the directory anew"
-                ) from error
+            self._make_last(index)
             raise SnapshotExists(f"{self._path(index)} exists; it was kept", self._path(index))
+
+    def _make_last(self, index: int) -> None:
+        """Whoever named it may have died before its own fsync: "exists" must last like "saved"."""
+        try:
+            self._sync()
+        except OSError as error:
+            raise SnapshotNotDurable(
+                f"{self._path(index)} exists, but fsync of its directory failed; open the directory anew"
+            ) from error
 
     def _sync(self) -> None:
         """Make the directory's names last. A failure poisons: the kernel tells of it only once."""
@@ -337,7 +353,7 @@ class SnapshotDir:
         if os.fstat(fd).st_nlink == 0:
             raise self._not_found(index)
 
-    def _verify(self, stored: StoredSnapshot) -> None:
+    def _verify(self, stored: StoredSnapshot, progress: Progress | None) -> None:
         saved = stored.saved
         if saved.manifest is None:
             raise SnapshotCorrupt(f"{saved.path}: {saved.problem}")
@@ -353,6 +369,7 @@ class SnapshotDir:
                 size=saved.manifest.size,
                 chunk_size=saved.manifest.chunk_size,
                 expected=saved.manifest.chunk_digests,
+                progress=progress,
             )
         except SnapshotCorrupt as error:
             raise type(error)(f"{saved.path}: {error}", error.chunk) from error

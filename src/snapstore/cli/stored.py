@@ -87,15 +87,12 @@ def verify(args: argparse.Namespace, screen: Screen) -> int:
     with _existing(args.dir) as directory:
         listed = directory.list() if args.index is None else [directory.stat(args.index)]
         problems = {}
-        with screen.bar("verify", sum(saved.size for saved in listed)) as advance:
-            done = 0
+        with transfer_bar(screen, "verify", sum(saved.size for saved in listed)) as progress:
             for saved in listed:
                 try:
-                    directory.verify(saved.index)
+                    directory.verify(saved.index, progress=progress)
                 except SnapshotCorrupt as error:
                     problems[saved.index] = str(error)
-                done += saved.size
-                advance(done)
     checked = [{"index": saved.index, "problem": problems.get(saved.index)} for saved in listed]
     rows = [(str(saved.index), problems.get(saved.index, "ok")) for saved in listed]
     screen.table({"snapshots": checked}, ("INDEX", "STATE"), rows)

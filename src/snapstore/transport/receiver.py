@@ -75,14 +75,7 @@ class Receiver:
         """Decide on `offer`; call `go_on` and save `body`, or raise PeerRejected. (status, answer)."""
         self._decide(offer)
         try:
-            if self._existing(offer) is not None:
-                self._confirm(offer)
-            saved, existed = self._save(offer, body, go_on), False
-        except SnapshotExists:
-            found = self._existing(offer)
-            if found is None:
-                raise PeerRejected(HTTPStatus.CONFLICT, "the snapshot's name is taken") from None
-            saved, existed = found, True
+            saved, existed = self._settle(offer, body, go_on)
         except (PeerRejected, ConnectionError):
             raise
         except SnapshotBusy as error:
@@ -110,10 +103,26 @@ class Receiver:
         if self._on_offer is not None:
             self._on_offer(offer)
 
+    def _settle(
+        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]
+    ) -> tuple[SavedSnapshot, bool]:
+        """The snapshot, certain to last, and whether it was there before."""
+        found = self._existing(offer)
+        if found is not None:
+            return found, True
+        try:
+            return self._save(offer, body, go_on), False
+        except SnapshotExists as error:
+            # Somebody else was quicker with it, or what has the name is no snapshot.
+            found = self._existing(offer)
+            if found is None:
+                raise PeerRejected(HTTPStatus.CONFLICT, "the snapshot's name is taken") from error
+            return found, True
+
     def _existing(self, offer: Offer) -> SavedSnapshot | None:
         """The stored snapshot that this offer is about, if there is one; a different one is a conflict."""
         try:
-            saved = self._directory.stat(offer.meta.index)
+            saved = self._directory.confirm(offer.meta.index)
         except SnapshotNotFound:
             return None
         if saved.problem:
@@ -122,13 +131,6 @@ class Receiver:
         if not same_meta or offer.size not in (None, saved.size):
             raise PeerRejected(HTTPStatus.CONFLICT, "a different snapshot of this index is stored")
         return saved
-
-    def _confirm(self, offer: Offer) -> None:
-        """Raise SnapshotExists when the stored snapshot is certain to last, or what speaks against it.
-
-        Another saver may have named it and not have come to its last fsync yet, or have failed there.
-        """
-        self._directory.save_from(_Unwanted(), offer.meta)
 
     def _check_room(self, offer: Offer) -> None:
         if offer.size is None:
@@ -178,13 +180,6 @@ class Receiver:
             raise PeerRejected(
                 HTTPStatus.INTERNAL_SERVER_ERROR, f"saved, but the node refused it: {error}"
             ) from error
-
-
-class _Unwanted:
-    """The source for a snapshot that is stored: asked only where it was purged at this very moment."""
-
-    def read(self, size: int) -> bytes:
-        raise SnapshotBusy(f"the snapshot was being removed; offer it again ({size} bytes unread)")
 
 
 def _status_of(error: OSError | SnapstoreError) -> int:
