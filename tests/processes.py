@@ -20,6 +20,11 @@ def say(*words):
 """
 
 
+def unmeasured():
+    """The environment without what makes coverage.py measure, and import, in each process."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 class Process(subprocess.Popen):
     """`script` run by this Python with `arguments`; `say` and `hear` pass lines. Ends with `with`."""
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from command_line import END_S_MAX, on_terminal, snapstore, spawn
+from processes import unmeasured
 from residue import names
 from snapstore import errors
 from snapstore.cli import ExitCode
@@ -36,7 +37,9 @@ def test_importing_the_command_line_and_asking_for_help_brings_in_no_store_and_n
         "with contextlib.redirect_stdout(io.StringIO()): snapstore.cli.main(['--help'])\n"
         "print(sorted({'rich', 'lmdb', 'sqlite3', 'shtab', 'h11'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=unmeasured()
+    )
     assert done.stdout == "[]\n"
 
 

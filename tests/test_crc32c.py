@@ -134,6 +134,8 @@ def test_what_is_no_buffer_or_no_digest_is_refused():
 
 
 def run_program(folder, compiler, *options, runner=()):
+    if not HEADER_FOLDER.is_dir():
+        pytest.skip("NOT TESTED: crc32c.h is in the source tree, and these tests run away from it")
     source, program = folder / "main.c", folder / "main"
     source.write_text(PROGRAM % ", ".join(map(str, LENGTHS)))
     strict = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]

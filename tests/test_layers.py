@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import snapstore
+from processes import unmeasured
 
 ROOT = Path(snapstore.__file__).parent
 
@@ -74,7 +75,7 @@ def test_imports_point_down(path):
 def test_importing_the_package_pulls_in_no_store_and_no_extra():
     code = "import sys, snapstore; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=unmeasured()
     ).stdout.split()
     assert not {"lmdb", "sqlite3", "h11", "rich", "shtab", "prometheus_client", "google", "grpc"} & set(
         loaded
