@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, auto_pickle=False, nonecheck=True
 """Moves the bytes: a ring of slots, whole transfers without the GIL, and the durable copy.
 
 It knows no policy, no paths and no words: Python decides, once per snapshot, and this file's parts
@@ -24,7 +24,7 @@ from libc.errno cimport (EAGAIN, EBADF, EBUSY, EDQUOT, EEXIST, EFBIG, EINTR, EIN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
-from libc.string cimport memcpy, memmove, memset, strerror
+from libc.string cimport memcpy, memset, strerror
 from posix.fcntl cimport (F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_ACCMODE, O_CLOEXEC, O_CREAT, O_DIRECTORY,
                           O_EXCL, O_RDONLY, O_RDWR, O_WRONLY, fcntl)
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -108,7 +108,7 @@ cdef extern from * nogil:
     int fallocate(int fd, int mode, off_t offset, off_t length) noexcept
     int sync_file_range(int fd, off_t offset, off_t length, unsigned int flags) noexcept
     const int O_TMPFILE, O_DIRECT, O_NOFOLLOW, AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW
-    const int RENAME_NOREPLACE, LOCK_EX, LOCK_UN, FALLOC_FL_KEEP_SIZE, SYNC_FILE_RANGE_WRITE
+    const int RENAME_NOREPLACE, LOCK_EX, LOCK_NB, LOCK_UN, FALLOC_FL_KEEP_SIZE, SYNC_FILE_RANGE_WRITE
 
     ctypedef struct pthread_mutex_t:
         pass
@@ -171,7 +171,7 @@ Copied = namedtuple("Copied", ["size", "digest", "chunk_digests"])
 Copied.__doc__ = "What a transfer moved: bytes, the CRC32C of the whole, the CRC32C of each chunk."
 Copied.__module__ = "snapstore._fastpipe"
 
-STAGE_NAMES = ("check", "mode", "sync", "manifest", "lock", "name", "sync_directory", "done")
+STAGE_NAMES = ("mode", "sync", "manifest", "lock", "name", "sync_directory", "done")
 
 
 cdef uint64_t check_size(value, name) except? 0xBAD:

@@ -175,7 +175,7 @@ def test_descriptors_that_are_closed(target):
         lambda: _fastpipe.send(DATA, closed),
         lambda: _fastpipe.send_frames(DATA, closed, size=None, chunk_size=SIZE),
         lambda: _fastpipe.Body(closed, b"", 1).readinto(bytearray(1)),
-        lambda: _fastpipe.lock(closed),
+        lambda: _fastpipe.DirectoryLock(closed),
         lambda: _fastpipe.SaveFile(closed, b"name"),
     ):
         with Held(), pytest.raises(OSError, match="Bad file descriptor"):

@@ -103,15 +103,15 @@ def test_impossible_names_are_refused_as_the_system_does(path, tmp_path):
         SnapshotDir(tmp_path / path)
 
 
-def test_a_directory_that_everybody_writes_to_is_refused_unless_sticky(tmp_path):
+@pytest.mark.parametrize("mode", [0o777, 0o702, 0o777 | stat.S_ISVTX])
+def test_a_directory_that_everybody_writes_to_is_refused(mode, tmp_path):
+    """Sticky ones too: others cannot remove what is ours there, but leave us a snapshot of their own."""
     path = tmp_path / "snap"
     path.mkdir()
-    path.chmod(0o777)
+    path.chmod(mode)
     with nothing_left(tmp_path), pytest.raises(PermissionError, match="chmod o-w") as raised:
         SnapshotDir(path)
     assert raised.value.filename == str(path)
-    path.chmod(0o777 | stat.S_ISVTX)
-    SnapshotDir(path).close()
 
 
 def test_a_directory_without_permission_is_refused_with_its_path(tmp_path):

@@ -189,4 +189,5 @@ def test_a_child_that_drops_it_leaves_the_parents_file(make, tmp_path):
 
 def test_the_lock_of_a_directory_is_free_again_when_closed(directory):
     for _ in range(2):
-        os.close(_fastpipe.lock(directory))
+        with _fastpipe.DirectoryLock(directory):
+            pass

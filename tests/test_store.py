@@ -198,9 +198,21 @@ class TestAsInEtcd:
     def test_compaction_without_a_snapshot_closes_none(self, store, clock):
         assert store.close_snap_before(100) is False
         ask(store)
-        assert store.close_snap_before(100) is False
         assert clock.run_pending() == 1
         assert store.state is State.READY
+
+    @pytest.mark.parametrize(("index", "state"), [(9, State.READY), (10, State.EMPTY)])
+    def test_a_snapshot_compacted_while_it_was_created_is_not_handed_out(
+        self, store, node, clock, index, state
+    ):
+        ask(store)
+        assert store.close_snap_before(index) is False
+        assert clock.run_pending() == 1
+        assert store.state is state
+        assert node.closed == [state is State.EMPTY]
+        if state is State.EMPTY:  # The next one stands where the log stands, and is handed out.
+            created(store, clock)
+            store.get_snap().close()
 
 
 class TestRelease:

@@ -87,6 +87,7 @@ class StoreMachine(RuleBasedStateMachine):
         # The model.
         self.state = State.EMPTY
         self.pin = None
+        self.compacted_to = 0
         self.ready_at_s = 0
         self.owed = []
         self.settled = []
@@ -142,6 +143,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.get_snap()
             if self.state is State.EMPTY:
                 self.state = State.CREATING
+                self.compacted_to = 0
         elif transport_fails:
             with pytest.raises(NoRoute):
                 self.store.get_snap()
@@ -212,6 +214,9 @@ class StoreMachine(RuleBasedStateMachine):
         if self.state is State.CREATING and creation_fails:
             self.state = State.EMPTY
             assert isinstance(self.store.last_error, CreationFailed)
+        elif self.state is State.CREATING and self.snapshots[-1].index <= self.compacted_to:
+            self.state = State.EMPTY
+            assert self.snapshots[-1].closed
         elif self.state is State.CREATING:
             self.state, self.pin = State.READY, self.snapshots[-1].index
             self.ready_at_s = self.clock.monotonic()
@@ -233,6 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
         index = distance + (self.pin or 100)
         closes = self.pin is not None and self.pin <= index
         assert self.store.close_snap_before(index) is closes
+        self.compacted_to = max(self.compacted_to, index)
         if closes:
             for owed in self.in_pin():
                 owed.revoked = True

@@ -31,7 +31,7 @@ from snapstore.errors import (
 )
 from snapstore.manifest import MANIFEST_CHUNKS_MAX, MANIFEST_SIZE_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
-from snapstore.source import expected_size, open_source
+from snapstore.source import known_size, open_source
 from snapstore.stored import SavedSnapshot, StoredSnapshot
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 #: No store that a raft node restores in one piece is larger; a bound for sources without an end.
 SNAPSHOT_SIZE_MAX = 32 * 2**40
 
-#: Errors that the disk gives and no source does; they get the snapshot's path.
+#: Errors that a disk gives and a peer does not; they get the snapshot's path.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
@@ -98,8 +98,10 @@ class SnapshotDir:
 
         `source` is a descriptor, a socket, a binary reader, a bytes-like object, a PipeReader, an
         Image or a SnapshotStream; it is read to its end, or for `size` bytes from a socket. `size`
-        in bytes, where it is known, is checked and its room is taken first. `expected` is the
-        manifest that the bytes must match. `idle_timeout_s` is how long a source may be silent.
+        in bytes, where it is known, is checked and its room is taken first; `size_max` and
+        `chunk_size`, in bytes, stand in for the directory's own. `expected` is the manifest that the
+        bytes must match. `progress` counts the bytes and can cancel. `idle_timeout_s` is how long a
+        source may be silent; it cannot hold for Python readers, which have the thread meanwhile.
 
         Raises SnapshotExists before a byte is read (the stored one is kept), SnapshotBusy when this
         index is being saved by this process, SnapshotTruncated, SnapshotTooLarge and SnapshotCorrupt
@@ -115,7 +117,7 @@ class SnapshotDir:
             with self._naming_disk_errors(meta.index), self._new_file(meta.index) as file:
                 copied = file.fill(
                     open_source(source),
-                    size=expected_size(source, size),
+                    size=known_size(source) if size is None else size,
                     size_max=min(self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit),
                     chunk_size=unit,
                     direct=self._direct,
@@ -137,6 +139,7 @@ class SnapshotDir:
             raise
 
     def _publish(self, file: _fastpipe.SaveFile, manifest: Manifest) -> SavedSnapshot:
+        self._check_sound()  # Another save may have failed while these bytes came.
         index = manifest.meta.index
         stage, code, sync_s = file.publish(
             disk.snapshot_name(index).encode(),
@@ -145,14 +148,16 @@ class SnapshotDir:
             manifest_temp_name=disk.temp_name(index).encode(),
         )
         path = self._path(index)
-        if stage == "done":
-            return SavedSnapshot(index, path, manifest.size, manifest, sync_s=sync_s)
         error = OSError(code, os.strerror(code), str(path))
         if stage == "sync_directory":
             self._poison = error
+        # The kernel reports a failed fsync once: one that another save was told of counts here, too.
+        if stage in ("done", "sync_directory") and self._poison is not None:
             raise SnapshotNotDurable(
                 f"{path} is there, but fsync of its directory failed; open the directory anew"
-            ) from error
+            ) from self._poison
+        if stage == "done":
+            return SavedSnapshot(index, path, manifest.size, manifest, sync_s=sync_s)
         if stage == "name" and code == errno.EEXIST:
             raise SnapshotExists(f"{path} was saved by somebody else meanwhile; it was kept", path)
         raise error
@@ -248,7 +253,7 @@ class SnapshotDir:
             raise ValueError(f"keep must be 1 or more, not {keep!r}")
         self._check_usable()
         removed = []
-        with disk.locked(self._fd):
+        with _fastpipe.DirectoryLock(self._fd):
             stored = self.list()
             sound = [saved.index for saved in stored if saved.problem is None]
             oldest_kept = sound[-keep] if len(sound) >= keep else 0
@@ -281,10 +286,7 @@ class SnapshotDir:
     def _claimed(self, index: int) -> Iterator[None]:
         """Let no second thread of this process save the same index meanwhile."""
         self._check_usable()
-        if self._poison is not None:
-            raise DirectoryPoisoned(
-                f"fsync of {self.path} failed earlier ({self._poison.strerror}); open a new SnapshotDir on it"
-            )
+        self._check_sound()
         with self._lock:
             if index in self._saving:
                 raise SnapshotBusy(f"index {index} is being saved already")
@@ -294,6 +296,13 @@ class SnapshotDir:
         finally:
             with self._lock:
                 self._saving.discard(index)
+
+    def _check_sound(self) -> None:
+        if self._poison is not None:
+            raise DirectoryPoisoned(
+                f"fsync of {self.path} failed earlier ({self._poison.strerror});"
+                " open a new SnapshotDir on it, and verify what it has"
+            )
 
     def _refuse_existing(self, index: int) -> None:
         if disk.name_taken(self._fd, disk.snapshot_name(index)):
@@ -339,6 +348,8 @@ class SnapshotDir:
             )
             if manifest.meta.index != index:
                 problem, manifest = f"its manifest is that of index {manifest.meta.index}", None
+            elif manifest.size != size:
+                problem = f"it has {size} bytes, its manifest {manifest.size}"
         except FileNotFoundError:
             problem = "it has no manifest, so nothing tells whether it is whole"
         except (OSError, SnapshotCorrupt) as error:

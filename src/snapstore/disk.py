@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from snapstore import _fastpipe
@@ -51,11 +50,11 @@ def open_directory(path: Path) -> int:
     Each new level is made lasting by an fsync of the one above (POSIX). Raises NotADirectoryError,
     and PermissionError where any user could put files of his own in it.
     """
-    _make_directories(path)
+    make_directories(path, 0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         mode = os.fstat(fd).st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        if mode & stat.S_IWOTH:
             raise PermissionError(
                 errno.EPERM, "every user can write to it; take that away with chmod o-w", str(path)
             )
@@ -66,7 +65,8 @@ def open_directory(path: Path) -> int:
     return fd
 
 
-def _make_directories(path: Path) -> None:
+def make_directories(path: Path, mode: int) -> None:
+    """Make the directory at `path`, and those above it that are missing, each lasting by an fsync."""
     missing = []
     level = path.absolute()
     while not level.exists() and not level.is_symlink():
@@ -74,7 +74,7 @@ def _make_directories(path: Path) -> None:
         level = level.parent
     for level in reversed(missing):
         with contextlib.suppress(FileExistsError):  # Another process makes the same one.
-            level.mkdir(mode=0o700)
+            level.mkdir(mode)
         parent = os.open(level.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(parent)
@@ -83,11 +83,15 @@ def _make_directories(path: Path) -> None:
 
 
 def sync_directory(fd: int) -> None:
-    """Make the directory's names last. A file system on which nothing can change needs none."""
+    """Make the directory's names last.
+
+    EINVAL is what network file systems say that need none (borg). EROFS is an error like others: a
+    file system that was mounted read-only answers 0, one that gave up its journal EROFS.
+    """
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (*_READ_ONLY, errno.EINVAL):  # EINVAL: network file systems (borg).
+        if error.errno != errno.EINVAL:
             raise
 
 
@@ -134,18 +138,6 @@ def snapshot_indexes(directory: int) -> list[int]:
     )
 
 
-@contextlib.contextmanager
-def locked(directory: int) -> Iterator[None]:
-    """Keep savers, in this process and others, from naming anything meanwhile."""
-    fd = _fastpipe.lock(directory)
-    try:
-        yield
-    finally:
-        # Said outright: a process forked meanwhile has the descriptor too, and would keep the lock.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
-
-
 def unlink_unused(directory: int, name: str) -> bool:
     """Remove `name` unless a living process holds its lock; whether it was removed."""
     try:
@@ -186,7 +178,7 @@ def sweep(directory: int) -> list[str]:
         removed += [name for name in names if _TEMP_NAME.match(name) and unlink_unused(directory, name)]
         manifests = {int(found[1], 16) for name in names if (found := _MANIFEST_NAME.match(name))}
         if manifests - set(snapshot_indexes(directory)):
-            with locked(directory):
+            with _fastpipe.DirectoryLock(directory):
                 for index in sorted(manifests - set(snapshot_indexes(directory))):
                     if unlink_manifest(directory, index):
                         removed.append(manifest_name(index))

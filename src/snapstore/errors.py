@@ -71,7 +71,7 @@ class SnapshotNotDurable(SnapstoreError):
 
 
 class DirectoryPoisoned(SnapstoreError):
-    """An earlier fsync of this directory failed; open a new `SnapshotDir` on it to re-verify."""
+    """An earlier fsync of this directory failed; open a new `SnapshotDir` on it and verify what it has."""
 
 
 class PipeClosed(SnapstoreError):

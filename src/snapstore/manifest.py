@@ -85,7 +85,8 @@ class Manifest:
         chunks, digest = fields.pop("chunks"), fields.pop("digest")
         if type(size) is not int or type(chunk_size) is not int or size < 0:
             raise ValueError("its sizes are not whole numbers")
-        if not _fastpipe.CHUNK_SIZE_MIN <= chunk_size <= _fastpipe.CHUNK_SIZE_MAX:
+        unit = _fastpipe.CHUNK_SIZE_MIN
+        if not unit <= chunk_size <= _fastpipe.CHUNK_SIZE_MAX or chunk_size % unit:
             raise ValueError(f"its chunk size is {chunk_size}")
         if not _DIGESTS.fullmatch(chunks) or not _DIGESTS.fullmatch(digest) or len(digest) != 8:
             raise ValueError("its digests are not groups of 8 hexadecimal digits")

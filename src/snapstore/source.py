@@ -12,7 +12,6 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe
-from snapstore.errors import SnapshotTooLarge
 from snapstore.stream import SnapshotStream
 
 if TYPE_CHECKING:
@@ -63,21 +62,8 @@ def open_source(source: object) -> CoreSource:
     return source  # type: ignore[return-value]  # The core names what it cannot read.
 
 
-def expected_size(source: object, declared: int | None) -> int | None:
-    """Return how many bytes to expect: as declared, or as `source` tells without being read.
-
-    Raises SnapshotTooLarge where it tells of more than was declared: memory and images are read for
-    the declared length only, so that nobody would notice the rest.
-    """
-    known = _known_size(source)
-    if declared is None or known is None:
-        return known if declared is None else declared
-    if known > declared >= 0:  # The core refuses negative sizes.
-        raise SnapshotTooLarge(f"the source has {known} bytes where {declared} were declared")
-    return declared
-
-
-def _known_size(source: object) -> int | None:
+def known_size(source: object) -> int | None:
+    """Return how many bytes `source` will give, where it tells without being read."""
     if isinstance(source, (SnapshotStream, _fastpipe.Image)):
         return source.size
     if isinstance(source, (bytes, bytearray, memoryview)):

@@ -53,7 +53,7 @@ class State(enum.Enum):
 MOVES: dict[State, frozenset[State]] = {
     # get_snap asks for a snapshot; close.
     State.EMPTY: frozenset({State.CREATING, State.CLOSED}),
-    # The creation succeeded; it failed; close.
+    # The creation succeeded; it failed, or was compacted meanwhile; close.
     State.CREATING: frozenset({State.READY, State.EMPTY, State.CLOSED}),
     # get_snap hands it out; it stayed unused or was compacted; close.
     State.READY: frozenset({State.IN_USE, State.EMPTY, State.CLOSED}),
@@ -117,6 +117,8 @@ class SnapshotStore:
         # All shares that holders still owe, oldest first, those in pins that are gone included.
         self._shares: list[Share] = []
         self._last_error: BaseException | None = None
+        # How far the log was compacted during this creation: what was captured before may be older.
+        self._compacted_to = -1
 
     @property
     def state(self) -> State:
@@ -145,6 +147,7 @@ class SnapshotStore:
             self._check_open()
             if self._state is State.EMPTY:
                 self._generation += 1
+                self._compacted_to = -1
                 self._move(State.CREATING)
                 refusal = self._refusal("none was stored, one is being created now")
             else:
@@ -183,13 +186,15 @@ class SnapshotStore:
         """Close the stored snapshot now, also in use, if its index is `index` or lower.
 
         For when raft's log was compacted up to `index`: a follower could not go on from that
-        snapshot. Its streams raise `PipeClosed` from then on. Returns whether one was closed; the
-        next `get_snap` creates a new one. Raises TypeError or ValueError for what is no index.
+        snapshot, nor from one that is being created and turns out to be as old. Its streams raise
+        `PipeClosed` from then on. Returns whether one was closed; the next `get_snap` creates a new
+        one. Raises TypeError or ValueError for what is no index.
         """
         index = check_index(index)
         self._check_process()
         with self._lock:
             self._check_open()
+            self._compacted_to = max(self._compacted_to, index)
             pin = self._pin
             if pin is None or pin.meta.index > index:
                 return False
@@ -242,11 +247,13 @@ class SnapshotStore:
                 raise
             return
         with self._lock:
-            stored = self._is_creating(generation)
+            creating = self._is_creating(generation)
+            stored = creating and pin.meta.index > self._compacted_to
             if stored:
                 self._pin = pin
+            if creating:
                 self._last_error = None
-                self._move(State.READY)
+                self._move(State.READY if stored else State.EMPTY)
         if stored:
             self._clock.call_later(self._clear_unused_after_s, partial(self._expire, generation))
         else:

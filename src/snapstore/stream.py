@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from snapstore._fastpipe import Chunk, Image, PipeReader, PipeWriter
+    from snapstore._fastpipe import Chunk, Image, PipeReader, PipeWriter, Progress
     from snapstore.protocols import Snapshot
 
 
@@ -54,6 +54,7 @@ class SnapshotStream:
         self._lock = threading.Lock()
         self._reader: _ImageReader | PipeReader | None = None
         self._reason: Exception | None = None
+        self._transfers: list[Progress] = []
         self._released = False
 
     @property
@@ -88,6 +89,24 @@ class SnapshotStream:
         with self._reading() as reader:
             return reader.image if isinstance(reader, _ImageReader) else reader
 
+    @contextmanager
+    def watched(self, progress: Progress | None = None) -> Iterator[Progress]:
+        """Lend a `Progress` to a transfer of `source`, the one given or a new one, for a `with` block.
+
+        It is cancelled when the stream is closed meanwhile: a target that takes nothing, or an image
+        that others still read, would keep the transfer going.
+        """
+        watched = progress if progress is not None else _fastpipe.Progress()
+        with self._lock:
+            self._transfers.append(watched)
+            if self._reason is not None:
+                watched.cancel()
+        try:
+            yield watched
+        finally:
+            with self._lock:
+                self._transfers.remove(watched)
+
     def chunks(self) -> Iterator[Chunk | memoryview]:
         """Yield the rest in order, as read-only buffers of `CHUNK_SIZE_DEFAULT` bytes at most.
 
@@ -112,8 +131,8 @@ class SnapshotStream:
 
         After an OSError the position is unknown; close the stream and begin with another one.
         """
-        with self._reading() as reader:
-            return reader.copy_to_fd(fd)
+        with self._reading() as reader, self.watched() as progress:
+            return reader.copy_to_fd(fd, progress)
 
     def close(self, error: BaseException | None = None) -> None:
         """Be done with it, for the reason `error`; the snapshot is closed. May come twice."""
@@ -134,6 +153,8 @@ class SnapshotStream:
             if self._reason is None:
                 self._reason = self._reason_for(error)
             reason, reader = self._reason, self._reader
+            for transfer in self._transfers:
+                transfer.cancel()
             owed = close_snapshot if not self._released else None
             self._released = self._released or owed is not None
         try:
@@ -232,8 +253,8 @@ class _ImageReader:
         count = self.readinto(chunk)
         return chunk[:count].toreadonly() if count else None
 
-    def copy_to_fd(self, fd: int) -> int:
-        count = _fastpipe.send(self.image, fd, offset=self._position)
+    def copy_to_fd(self, fd: int, progress: Progress) -> int:
+        count = _fastpipe.send(self.image, fd, offset=self._position, progress=progress)
         self._position += count
         return count
 

@@ -30,7 +30,6 @@ cdef int64_t socket_read(int fd, char* buffer, size_t size, Pulse* pulse) noexce
     while True:
         count = recv(fd, buffer, size, MSG_DONTWAIT)
         if count >= 0:
-            pulse_moved(pulse, 0)
             return count
         if errno != EAGAIN and errno != EINTR:
             return -errno

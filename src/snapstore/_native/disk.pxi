@@ -73,7 +73,7 @@ cdef void* disk_thread(void* argument) noexcept nogil:
         if code:
             target.outcome = code
             break
-    ring_close_reader(target.ring, END_DONE, 0)
+    ring_close_reader(target.ring, END_DONE)
     return NULL
 
 
@@ -91,7 +91,7 @@ cdef int disk_start(DiskTarget* target) noexcept nogil:
 
 cdef int disk_finish(DiskTarget* target, int code) noexcept nogil:
     """Let the writing thread end, in good order or not; the first outcome that went wrong."""
-    ring_close_writer(target.ring, END_FAILED if code else END_DONE, 0)
+    ring_close_writer(target.ring, END_FAILED if code else END_DONE)
     if target.threaded:
         pthread_join(target.thread, NULL)
         target.threaded = False
@@ -137,7 +137,10 @@ cdef int64_t save_receive(SourceState* source, Ring* ring, SaveLimits* limits, D
     cdef uint64_t wanted = ring.chunk_size
     cdef uint32_t digest = 0
     cdef int64_t count
-    cdef int code = ring_reserve(ring, pulse)
+    cdef Pulse patient = pulse[0]
+    cdef int code
+    patient.idle_ns_max = -1     # a slow disk is no silent source
+    code = ring_reserve(ring, &patient)
     if code:
         return code
     if limits.size != SIZE_UNKNOWN:

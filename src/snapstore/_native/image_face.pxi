@@ -72,11 +72,13 @@ cdef class Image:
             self.give_fd_back()
         return 0
 
-    cdef int give_fd_back(self) except -1:
+    cdef void give_fd_back(self) noexcept:
         if self.state.fd >= 0 and self.close_fd:
+            # Said outright: a process forked meanwhile has the descriptor too, and would keep a lease.
+            if self.pid == getpid():
+                flock(self.state.fd, LOCK_UN)
             close(self.state.fd)
         self.state.fd = -1
-        return 0
 
     def readinto(self, buffer, offset):
         """Fill `buffer` from byte `offset` on; how many bytes, fewer only at the end of the image."""
@@ -109,8 +111,7 @@ cdef class Image:
         self.close()
 
     def __dealloc__(self):
-        if self.state.fd >= 0 and self.close_fd:
-            close(self.state.fd)
+        self.give_fd_back()
         free(self.state.patches)
 
 
@@ -182,6 +183,3 @@ cdef class Frames:
         self.state.body = &body.state
         self.state.chunk_size = chunk_size
         self.state.size = SIZE_UNKNOWN if size is None else check_size(size, "size")
-
-    def __dealloc__(self):
-        pass

@@ -190,19 +190,19 @@ cdef class PipeReader:
             self.rest = None
         return count
 
-    def copy_to_fd(self, fd):
+    def copy_to_fd(self, fd, progress=None):
         """Write all that is to come to the descriptor `fd`, without the GIL; how many bytes.
 
         Bytes go from the slots to the descriptor with no copy between.
         """
         self.check_open()
-        return send(self, fd)
+        return send(self, fd, progress=progress)
 
     def close(self, error=None):
         """Stop reading: the writer's next call raises `error`, or PipeClosed. May come twice."""
         self.shared.check()
         self.closed = True
-        if ring_close_reader(self.shared.ring, END_FAILED if error is not None else END_DONE, 0):
+        if ring_close_reader(self.shared.ring, END_FAILED if error is not None else END_DONE):
             if self.shared.reason is None:
                 self.shared.reason = error
 
@@ -214,7 +214,7 @@ cdef class PipeReader:
 
     def __dealloc__(self):
         if self.shared is not None and self.shared.pid == getpid():
-            ring_close_reader(self.shared.ring, END_DONE, 0)
+            ring_close_reader(self.shared.ring, END_DONE)
 
 
 @cython.no_gc_clear              # dropped, it closes its end, and needs the pipe for it
@@ -296,6 +296,7 @@ cdef class PipeWriter:
 
     def commit(self, length):
         """Hand the first `length` bytes of the reserved slot to the reader; 0 gives it back unused."""
+        cdef size_t count
         self.shared.check()
         if self.closed:
             raise self.shared.closed_error()
@@ -305,10 +306,11 @@ cdef class PipeWriter:
             raise ValueError(f"length must be 0 to {self.slot.length}, not {length}")
         if self.slot.views:
             raise BufferError("release the views of the slot first: its memory is handed on")
+        count = length           # refused here, and not when the slot is half handed on
         self.slot.committed = True
         self.slot = None
         self.shared.slot_out = False
-        ring_commit(self.shared.ring, length)
+        ring_commit(self.shared.ring, count)
 
     def close(self, error=None):
         """End the stream; with `error`, fail it: the reader raises `error` at once. May come twice."""
@@ -319,7 +321,7 @@ cdef class PipeWriter:
         if error is None and self.shared.partial and not self.shared.slot_out:
             ring_commit(self.shared.ring, self.shared.partial)
         self.shared.partial = 0
-        if ring_close_writer(self.shared.ring, END_FAILED if error is not None else END_DONE, 0):
+        if ring_close_writer(self.shared.ring, END_FAILED if error is not None else END_DONE):
             if self.shared.reason is None:
                 self.shared.reason = error
 
@@ -332,4 +334,4 @@ cdef class PipeWriter:
     def __dealloc__(self):
         # A writer that vanished without a close has not finished: never an end in good order.
         if self.shared is not None and self.shared.pid == getpid():
-            ring_close_writer(self.shared.ring, END_FAILED, 0)
+            ring_close_writer(self.shared.ring, END_FAILED)

@@ -8,9 +8,10 @@
 
 cdef enum:
     TEMP_ATTEMPTS_MAX = 8        # a cleaner may take a temporary file between its open and its lock
+    LOCK_POLL_MS = 1             # a lock is held for one fsync of a directory; nobody can be woken by it
 
 cdef enum PublishStage:
-    STAGE_CHECK, STAGE_MODE, STAGE_SYNC, STAGE_MANIFEST, STAGE_LOCK, STAGE_NAME, STAGE_SYNC_DIRECTORY, STAGE_DONE
+    STAGE_MODE, STAGE_SYNC, STAGE_MANIFEST, STAGE_LOCK, STAGE_NAME, STAGE_SYNC_DIRECTORY, STAGE_DONE
 
 cdef struct Publication:
     int directory                # a descriptor; borrowed
@@ -26,16 +27,21 @@ cdef struct Publication:
     int64_t sync_ns              # how long the fsyncs took, the directory's included
 
 
-cdef int lock_wait(int fd) noexcept nogil:
-    """Wait for the lock of `fd`; 0, or -1 with errno."""
-    while flock(fd, LOCK_EX) < 0:
-        if errno != EINTR:
-            return -1
+cdef int lock_wait(int fd, Pulse* pulse) noexcept nogil:
+    """Wait for the lock of `fd`; 0, what the pulse says, or a negative errno."""
+    cdef int code
+    while flock(fd, LOCK_EX | LOCK_NB) < 0:
+        if errno != EAGAIN and errno != EINTR:
+            return -errno
+        poll(NULL, 0, LOCK_POLL_MS)
+        code = pulse_check(pulse)
+        if code:
+            return code
     return 0
 
 
-cdef int temp_create(int directory, const char* name) noexcept nogil:
-    """A new locked file, or a negative errno. The lock tells a cleaner that its saver lives."""
+cdef int temp_create(int directory, const char* name, Pulse* pulse) noexcept nogil:
+    """A new locked file, or a negative outcome. The lock tells a cleaner that its saver lives."""
     cdef struct_stat ours, named
     cdef int fd, code, attempt
     for attempt in range(TEMP_ATTEMPTS_MAX):
@@ -43,17 +49,15 @@ cdef int temp_create(int directory, const char* name) noexcept nogil:
         if fd < 0:
             return -errno
         # A cleaner that was quicker holds the lock for as long as its unlink takes; then the name is free.
-        if (lock_wait(fd) == 0 and fstat(fd, &ours) == 0
-                and fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0):
-            if ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
-                return fd
-            code = ENOENT        # ours was taken away, and somebody else's has the name
-        else:
-            code = errno
+        code = lock_wait(fd, pulse)
+        if code == 0 and (fstat(fd, &ours) < 0 or fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) < 0):
+            code = -errno
+        if code == 0 and ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
+            return fd
         close(fd)
-        if code != ENOENT:
+        if code and code != -ENOENT:
             unlinkat(directory, name, 0)
-            return -code
+            return code
     return -EBUSY
 
 
@@ -89,9 +93,9 @@ cdef int write_whole(int fd, const char* data, size_t size) noexcept nogil:
     return 0
 
 
-cdef int manifest_write(Publication* publication) noexcept nogil:
+cdef int manifest_write(Publication* publication, Pulse* pulse) noexcept nogil:
     """The manifest under its temporary name, synced; its descriptor, which holds the lock."""
-    cdef int fd = temp_create(publication.directory, publication.manifest_temp_name)
+    cdef int fd = temp_create(publication.directory, publication.manifest_temp_name, pulse)
     cdef int code
     if fd < 0:
         return fd
@@ -104,17 +108,16 @@ cdef int manifest_write(Publication* publication) noexcept nogil:
     return code if code else fd
 
 
-cdef int lock_directory(int directory) noexcept nogil:
+cdef int lock_directory(int directory, Pulse* pulse) noexcept nogil:
     """A descriptor that holds the directory's lock; of its own, so that threads exclude each other."""
     cdef int fd = openat(directory, b".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     cdef int code
     if fd < 0:
         return -errno
-    if lock_wait(fd) < 0:
-        code = -errno
+    code = lock_wait(fd, pulse)
+    if code:
         close(fd)
-        return code
-    return fd
+    return code if code else fd
 
 
 cdef int name_nameless(Publication* publication) noexcept nogil:
@@ -170,7 +173,7 @@ cdef int publish_locked(Publication* publication) noexcept nogil:
         return code
     # "Exists" must be as lasting as "saved": whoever named it may have died before its own fsync.
     sync_code = sync_timed(publication, publication.directory)
-    if sync_code:
+    if sync_code and sync_code != -EINVAL:   # network file systems that need none say so
         publication.stage = STAGE_SYNC_DIRECTORY
         return sync_code
     if code == 0:
@@ -178,8 +181,11 @@ cdef int publish_locked(Publication* publication) noexcept nogil:
     return code
 
 
-cdef int publish(Publication* publication) noexcept nogil:
-    """From the last byte to the lasting name; 0, or a negative errno with the stage it stands at."""
+cdef int publish(Publication* publication, Pulse* pulse) noexcept nogil:
+    """From the last byte to the lasting name; 0, or a negative outcome with the stage it stands at.
+
+    Waiting for the directory's lock answers signals. From there on nothing does.
+    """
     cdef int manifest_fd, lock_fd, code
     publication.stage = STAGE_MODE
     if fchmod(publication.fd, 0o600) < 0:
@@ -189,11 +195,11 @@ cdef int publish(Publication* publication) noexcept nogil:
     if code:
         return code
     publication.stage = STAGE_MANIFEST
-    manifest_fd = manifest_write(publication)
+    manifest_fd = manifest_write(publication, pulse)
     if manifest_fd < 0:
         return manifest_fd
     publication.stage = STAGE_LOCK
-    lock_fd = lock_directory(publication.directory)
+    lock_fd = lock_directory(publication.directory, pulse)
     if lock_fd < 0:
         unlinkat(publication.directory, publication.manifest_temp_name, 0)
         close(manifest_fd)

@@ -30,7 +30,6 @@ cdef struct Ring:
     uint64_t bytes               # committed so far
     RingEnd writer
     RingEnd reader
-    int error                    # errno of a C-level end; 0 where Python keeps the reason
 
 
 cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
@@ -177,27 +176,25 @@ cdef void ring_give_back(Ring* ring, uint64_t number) noexcept nogil:
     pthread_mutex_unlock(&ring.mutex)
 
 
-cdef bint ring_close_writer(Ring* ring, RingEnd end, int error) noexcept nogil:
+cdef bint ring_close_writer(Ring* ring, RingEnd end) noexcept nogil:
     """Whether this call was the first to close this end."""
     cdef bint first
     pthread_mutex_lock(&ring.mutex)
     first = ring.writer == END_OPEN
     if first:
         ring.writer = end
-        ring.error = ring.error or error
     pthread_cond_broadcast(&ring.changed)
     pthread_mutex_unlock(&ring.mutex)
     return first
 
 
-cdef bint ring_close_reader(Ring* ring, RingEnd end, int error) noexcept nogil:
+cdef bint ring_close_reader(Ring* ring, RingEnd end) noexcept nogil:
     """Whether this call was the first to close this end."""
     cdef bint first
     pthread_mutex_lock(&ring.mutex)
     first = ring.reader == END_OPEN
     if first:
         ring.reader = end
-        ring.error = ring.error or error
     pthread_cond_broadcast(&ring.changed)
     pthread_mutex_unlock(&ring.mutex)
     return first

@@ -23,6 +23,7 @@ cdef class SaveFile:
         cdef int code = -EOPNOTSUPP
         cdef const char* temp = temp_name
         cdef bint try_nameless = nameless
+        cdef Pulse pulse
         self.drop()
         self.directory = fcntl(directory_fd, F_DUPFD_CLOEXEC, 0)
         if self.directory < 0:
@@ -31,12 +32,13 @@ cdef class SaveFile:
             if try_nameless:
                 code = nameless_create(self.directory)
         if code < 0 and (not try_nameless or nameless_unsupported(code)):
+            pulse_start(&pulse, None, None)
             with nogil:
-                code = temp_create(self.directory, temp)
+                code = temp_create(self.directory, temp, &pulse)
             if code >= 0:
                 self.temp_name = temp_name
         if code < 0:
-            raise outcome_error(code, 0, 0)
+            raise_outcome(code, None, 0, 0)
         self.file = code
 
     @property
@@ -76,7 +78,9 @@ cdef class SaveFile:
         """
         self.begin()
         cdef Publication publication
+        cdef Pulse pulse
         cdef int code
+        pulse_start(&pulse, None, None)
         memset(&publication, 0, sizeof(Publication))
         publication.directory = self.directory
         publication.fd = self.file
@@ -88,11 +92,13 @@ cdef class SaveFile:
         publication.manifest = manifest
         publication.manifest_size = len(manifest)
         with nogil:
-            code = publish(&publication)
+            code = publish(&publication, &pulse)
         self.busy = False
         if publication.named:
             self.temp_name = None
         self.discard()
+        if code == SIGNALLED:
+            pass_on_exception()
         return STAGE_NAMES[<int>publication.stage], -code, publication.sync_ns / 1e9
 
     def discard(self):
@@ -125,11 +131,39 @@ cdef class SaveFile:
         self.drop()
 
 
-def lock(int directory_fd):
-    """Lock a directory against publishing savers; the descriptor that holds it, to be closed."""
-    cdef int code
-    with nogil:
-        code = lock_directory(directory_fd)
-    if code < 0:
-        raise outcome_error(code, 0, 0)
-    return code
+cdef class DirectoryLock:
+    """Keeps savers, in this process and others, from naming anything in a directory; for `with`.
+
+    Waits for its turn, answering Ctrl-C; let go when the block is left, or with the object.
+    """
+
+    cdef int fd
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __init__(self, int directory_fd):
+        cdef Pulse pulse
+        cdef int code
+        self.drop()
+        pulse_start(&pulse, None, None)
+        with nogil:
+            code = lock_directory(directory_fd, &pulse)
+        if code < 0:
+            raise_outcome(code, None, 0, 0)
+        self.fd = code
+
+    cdef void drop(self) noexcept:
+        if self.fd >= 0:
+            flock(self.fd, LOCK_UN)
+            close(self.fd)
+            self.fd = -1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.drop()
+
+    def __dealloc__(self):
+        self.drop()

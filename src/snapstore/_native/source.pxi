@@ -115,7 +115,7 @@ cdef int64_t source_read(SourceState* source, char* buffer, size_t size, Pulse* 
 
 cdef int64_t source_fill(SourceState* source, char* buffer, size_t size, uint32_t* digest,
                          Pulse* pulse) noexcept nogil:
-    """Fill `buffer`, digesting; fewer bytes than `size` only at the end. A count, or an outcome."""
+    """Fill `buffer`, digesting unless `digest` is NULL; fewer bytes than `size` only at the end. A count, or an outcome."""
     cdef size_t done = 0, piece
     cdef int64_t count
     cdef int code
@@ -124,7 +124,8 @@ cdef int64_t source_fill(SourceState* source, char* buffer, size_t size, uint32_
         if count > 0:
             pulse_moved(pulse, count)
         return count
-    digest[0] = 0
+    if digest != NULL:
+        digest[0] = 0
     while done < size and source.left:
         piece = min(min(size - done, <size_t>PIECE_SIZE), source.left)
         count = source_read(source, buffer + done, piece, pulse)
@@ -132,7 +133,8 @@ cdef int64_t source_fill(SourceState* source, char* buffer, size_t size, uint32_
             count = 0
         elif count <= 0:
             return count if count else <int64_t>done
-        digest[0] = crc32c_of(digest[0], buffer + done, count)
+        if digest != NULL:
+            digest[0] = crc32c_of(digest[0], buffer + done, count)
         pulse_moved(pulse, count)
         done += count
         code = pulse_check(pulse)

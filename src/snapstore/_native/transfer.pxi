@@ -39,7 +39,6 @@ cdef int64_t ring_feed(Ring* ring, size_t* partial, SourceState* source, Pulse* 
     share a slot.
     """
     cdef int64_t done = 0, count
-    cdef uint32_t digest
     cdef int code
     while source.left:
         if partial[0] == 0:
@@ -47,7 +46,7 @@ cdef int64_t ring_feed(Ring* ring, size_t* partial, SourceState* source, Pulse* 
             if code:
                 return code
         count = source_fill(source, ring_memory(ring, ring.next_write) + partial[0],
-                            ring.chunk_size - partial[0], &digest, pulse)
+                            ring.chunk_size - partial[0], NULL, pulse)
         if count <= 0:
             if partial[0] == 0:
                 ring_commit(ring, 0)
@@ -150,7 +149,8 @@ cdef int64_t source_next(SourceState* source, char* scratch, size_t size, const 
         data[0] = scratch
         return source_fill(source, scratch, size, digest, pulse)
     if count > 0:
-        digest[0] = crc32c_of(0, data[0], count)
+        if digest != NULL:
+            digest[0] = crc32c_of(0, data[0], count)
         pulse_moved(pulse, count)
     return count
 
@@ -173,11 +173,10 @@ cdef int64_t stream_out(SourceState* source, int fd, char* scratch, size_t scrat
     cdef StreamTarget target
     cdef const char* data = NULL
     cdef int64_t done = 0, count
-    cdef uint32_t digest
     cdef int code
     target_look(&target, fd)
     while True:
-        count = source_next(source, scratch, scratch_size, &data, &digest, pulse)
+        count = source_next(source, scratch, scratch_size, &data, NULL, pulse)
         if count <= 0:
             return count if count else done
         code = target_write(&target, data, count, pulse)

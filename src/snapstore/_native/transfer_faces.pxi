@@ -75,6 +75,9 @@ cdef int64_t reader_read(void* borrowed, char* buffer, size_t size) noexcept wit
         return SOURCE_RAISED
 
 
+_AT_RANDOM = "offset needs a source that can be read at random: a file, memory, an image"
+
+
 cdef class _Source:
     """A source, opened: it keeps alive and counted what its struct points to, until `finish`."""
 
@@ -85,6 +88,8 @@ cdef class _Source:
     cdef bint finished
 
     def __init__(self, origin, offset=None, length=None, frame_size=0):
+        if offset and not isinstance(origin, (Image, int)) and not PyObject_CheckBuffer(origin):
+            raise ValueError(_AT_RANDOM)
         self.owner = origin
         self.state.fd = -1
         self.state.left = SIZE_UNKNOWN if length is None else check_size(length, "length")
@@ -110,8 +115,6 @@ cdef class _Source:
             self.open_reader(origin)
         else:
             raise TypeError(f"cannot read a snapshot from {type(origin).__name__}")
-        if offset and self.state.kind not in (SOURCE_FILE, SOURCE_MEMORY, SOURCE_IMAGE):
-            raise ValueError("offset needs a source that can be read at random: a file, memory, an image")
 
     cdef int open_image(self, Image image) except -1:
         image.check()
@@ -146,6 +149,8 @@ cdef class _Source:
         if S_ISDIR(status.st_mode):
             raise IsADirectoryError(EISDIR, strerror(EISDIR).decode())
         if S_ISSOCK(status.st_mode):
+            if self.state.offset:
+                raise ValueError(_AT_RANDOM)
             self.state.kind = SOURCE_SOCKET
         elif at_offset:
             self.state.kind = SOURCE_FILE

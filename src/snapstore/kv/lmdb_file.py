@@ -16,11 +16,13 @@ import os
 import stat
 import struct
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lmdb
 
 from snapstore._fastpipe import LmdbPageMap
+from snapstore.disk import make_directories
 from snapstore.errors import SnapshotBusy, SnapshotCorrupt, SnapshotTruncated
 from snapstore.kv.copy_in import copy_in
 
@@ -287,7 +289,7 @@ def restore_lmdb(
     """
     data, lock = data_and_lock(os.fspath(path), subdir=subdir)
     if subdir:
-        os.makedirs(os.path.dirname(data), exist_ok=True)
+        make_directories(Path(data).parent, 0o777)
     with StagedRestore(source, data, lock, mode=mode) as staged:
         staged.commit()
         return staged.meta

@@ -12,9 +12,11 @@ calls; the walk for the free pages waits until the image is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 import lmdb
@@ -75,8 +77,8 @@ class LmdbSnapshot:
         self._lock = threading.Lock()
         self._build_lock = threading.Lock()
         self._image: Image | None = None
-        self._closed = False
         self._warned = False
+        self._closed = False
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "pinned"
@@ -112,7 +114,8 @@ class LmdbSnapshot:
         return max(0, last_page - self._meta.last_page)
 
     def image(self) -> Image:
-        """Return the image; the same object at each call, closed by `close`.
+        """Return the image; the same object at each call, closed by `close`. Keep the snapshot with it:
+        one that is dropped is closed.
 
         The first call walks the freelist and the trees with overflow values, without the GIL: some
         milliseconds, or as long as it takes to read all leaf pages beside values that have pages of
@@ -184,8 +187,10 @@ class LmdbSnapshot:
         """Give the pin back. First the image is closed, so that nobody reads pages that change. Any
         thread, any moment, any number of times."""
         forked = os.getpid() != self._pid
-        if not self._closed and not forked:
-            self.warn_if_long()
+        if not forked:
+            # An environment that was closed first has no pages to count, and the rest is owed all the same.
+            with contextlib.suppress(lmdb.Error):
+                self.warn_if_long()
         with self._lock:
             if self._closed:
                 return
@@ -199,6 +204,12 @@ class LmdbSnapshot:
         # After a fork the reader's slot is the parent's, and so is the transaction.
         if txn is not None and not forked:
             txn.abort()
+
+    def __del__(self) -> None:
+        # `_closed` is set last in the constructor: one that failed there has nothing to close.
+        if not getattr(self, "_closed", True) and os.getpid() == self._pid:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -125,7 +125,7 @@ class SnapshotClient:
         """Return what the peer has stored: index, term, size, digest and problem of each."""
         with self._connected(url) as (sock, address), _naming(url):
             listed = self._json(sock, self._request(sock, address, "GET", "/v1/snapshots")).get("snapshots")
-        if not isinstance(listed, list):
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise TransportError(f"{url} did not answer with a list of snapshots")
         return listed
 
@@ -172,15 +172,16 @@ class SnapshotClient:
         try:
             sock.settimeout(self.idle_timeout_s)
             sock.sendall(data)
-            return _fastpipe.send_frames(
-                stream.source,
-                sock.fileno(),
-                size=offer.size,
-                chunk_size=offer.chunk_size,
-                http_chunked=offer.size is None,
-                progress=progress,
-                idle_timeout_s=self.idle_timeout_s,
-            )
+            with stream.watched(progress) as watched:
+                return _fastpipe.send_frames(
+                    stream.source,
+                    sock.fileno(),
+                    size=offer.size,
+                    chunk_size=offer.chunk_size,
+                    http_chunked=offer.size is None,
+                    progress=watched,
+                    idle_timeout_s=self.idle_timeout_s,
+                )
         except Exception as error:
             # Closed meanwhile, by whoever compacted the log or stopped the store: that is why.
             if stream.reason is not None and stream.reason is not error:

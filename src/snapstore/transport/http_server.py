@@ -88,7 +88,10 @@ class SnapshotServer:
 
     @property
     def url(self) -> str:
-        """Where clients reach it: `http://HOST:PORT`, or `http+unix://%2Fpath`."""
+        """The address it is bound to, as a URL: `http://HOST:PORT`, or `http+unix://%2Fpath`.
+
+        Where that is every interface (0.0.0.0), peers need a name of this machine in its place.
+        """
         return self.address.url
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapstore import _fastpipe
 from snapstore.errors import (
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot
+
+T = TypeVar("T")
 
 #: Two at once keep a disk busy; more only share it, and each holds its buffers.
 SAVES_MAX = 2
@@ -82,7 +84,7 @@ class Receiver:
             raise PeerRejected(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_AFTER_S) from error
         except (OSError, SnapstoreError) as error:
             raise PeerRejected(_status_of(error), str(error)) from error
-        self._tell(saved)
+        self._ask(self._on_saved, saved, "saved, but the node refused it")
         return HTTPStatus.OK if existed else HTTPStatus.CREATED, {
             "index": saved.index,
             "size": saved.size,
@@ -100,8 +102,7 @@ class Receiver:
         newest = self._directory.newest()
         if newest is not None and offer.meta.index < newest.index:
             raise PeerRejected(HTTPStatus.CONFLICT, f"stale: snapshot {newest.index} is stored already")
-        if self._on_offer is not None:
-            self._on_offer(offer)
+        self._ask(self._on_offer, offer, "the node refused the offer")
 
     def _settle(
         self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]
@@ -168,18 +169,16 @@ class Receiver:
         finally:
             self._room.release()
 
-    def _tell(self, saved: SavedSnapshot) -> None:
-        if self._on_saved is None:
+    def _ask(self, hook: Callable[[T], object] | None, subject: T, words: str) -> None:
+        """Call one of the node's hooks: its own refusal is what the leader has to hear, whatever its type."""
+        if hook is None:
             return
         try:
-            self._on_saved(saved)
+            hook(subject)
         except PeerRejected:
             raise
         except Exception as error:
-            # The node's own refusal is what the leader has to hear, whatever its type.
-            raise PeerRejected(
-                HTTPStatus.INTERNAL_SERVER_ERROR, f"saved, but the node refused it: {error}"
-            ) from error
+            raise PeerRejected(HTTPStatus.INTERNAL_SERVER_ERROR, f"{words}: {error}") from error
 
 
 def _status_of(error: OSError | SnapstoreError) -> int:
