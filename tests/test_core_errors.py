@@ -6,6 +6,7 @@ descriptors and threads are counted, and the memory that it borrowed must be fre
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import os
@@ -277,3 +278,20 @@ def test_a_ring_gets_all_its_slots_back(target, chunks):
                 _fastpipe.save(reader, target, size_max=1, chunk_size=SIZE)
     writer.close()
     assert reader.read_chunk() is None
+
+
+def test_what_owns_memory_is_neither_copied_nor_used_unmade():
+    reader, writer = _fastpipe.pipe(chunk_size=SIZE, chunks=1)
+    writer.write(bytes(SIZE))
+    chunk = reader.read_chunk()
+    for owner in (chunk, reader, writer):
+        with pytest.raises(TypeError):
+            copy.copy(owner)
+    for call in (
+        lambda: _fastpipe.PipeReader.__new__(_fastpipe.PipeReader).read_chunk(),
+        lambda: _fastpipe.PipeWriter.__new__(_fastpipe.PipeWriter).close(),
+        lambda: _fastpipe.Chunk.__new__(_fastpipe.Chunk).release(),
+    ):
+        with pytest.raises(AttributeError):
+            call()
+    chunk.release()

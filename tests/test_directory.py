@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,13 @@ from processes import Process
 from residue import descriptors, names, nothing_left
 from snapstore import _fastpipe
 from snapstore.directory import SnapshotDir
-from snapstore.errors import SnapshotCorrupt, SnapshotExists, SnapshotNotFound, SnapshotTruncated
+from snapstore.errors import (
+    DirectoryPoisoned,
+    SnapshotCorrupt,
+    SnapshotExists,
+    SnapshotNotFound,
+    SnapshotTruncated,
+)
 from snapstore.meta import ConfState, SnapshotMeta
 from snapstore.stream import SnapshotStream
 
@@ -42,8 +49,7 @@ def directory(request, tmp_path):
 
 
 def fill(directory, *indexes):
-    for index in indexes:
-        directory.save_from(CONTENT, index)
+    return [directory.save_from(CONTENT, index) for index in indexes]
 
 
 def test_a_save_puts_the_bytes_under_the_name_of_the_index(directory):
@@ -403,3 +409,41 @@ def test_a_manifest_that_is_missing_foreign_or_of_another_index_is_a_problem_wit
             directory.verify(1)
         with directory.open(1, verify=False) as stored:
             assert stored.size == len(CONTENT)
+
+
+def test_a_snapshot_of_another_length_than_its_manifest_is_not_sound_and_pushes_no_good_one_out(directory):
+    first, second, _ = fill(directory, 1, 2, 3)
+    os.truncate(second.path, 0)
+    os.truncate(directory.get_snap_file_path(3), len(CONTENT) + 1)
+    assert [saved.problem is None for saved in directory.list()] == [True, False, False]
+    assert directory.newest() == replace(first, sync_s=0.0)
+    assert directory.purge(keep=1) == []
+    directory.verify(1)
+
+
+def test_a_lease_ends_with_its_close_although_a_forked_child_lives_on(directory):
+    fill(directory, 1, 2)
+    out, into = os.pipe()
+    with directory.open(1):
+        child = os.fork()
+        if child == 0:
+            os.close(into)
+            os.read(out, 1)  # Until the parent has closed its end.
+            os._exit(0)
+        os.close(out)
+        assert directory.purge(keep=1) == []
+    assert directory.purge(keep=1) == [1]
+    os.close(into)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_save_under_way_fails_when_another_ones_last_fsync_did(directory):
+    """The kernel tells of a failed fsync once: the saver that hears nothing must not call itself saved."""
+
+    class FailsMeanwhile(io.BytesIO):
+        def readinto(self, buffer):
+            directory._poison = OSError(5, "Input/output error")
+            return super().readinto(buffer)
+
+    with nothing_left(directory.path), pytest.raises(DirectoryPoisoned, match="open a new SnapshotDir"):
+        directory.save_from(FailsMeanwhile(CONTENT), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -474,3 +475,27 @@ def test_forked_child_cannot_pin_and_leaves_the_parents_pin_alone(tmp_path: Path
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert "(no active readers)" not in kv.env.readers()
         assert len(image_bytes(snapshot)) == snapshot.size
+
+
+def test_a_dropped_snapshot_warns_and_gives_its_pin_and_descriptors_back(tmp_path: Path) -> None:
+    with LmdbKV(tmp_path) as kv:
+        before = len(os.listdir("/proc/self/fd"))
+        snapshot = kv.snapshot()
+        image = snapshot.image()
+        with pytest.warns(ResourceWarning, match="unclosed <LmdbSnapshot"):  # noqa: PT031
+            del snapshot
+            gc.collect()
+        assert image.closed
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not kv.env.readers().count("\n 0x")
+
+
+def test_an_old_pin_is_closed_although_its_environment_was_closed_first(tmp_path: Path) -> None:
+    now_s = [0.0]
+    env = lmdb.open(str(tmp_path))
+    snapshot = LmdbKV(env, monotonic=lambda: now_s[0]).snapshot()
+    image = snapshot.image()
+    now_s[0] = PIN_WARN_AFTER_S + 1
+    env.close()
+    snapshot.close()
+    assert image.closed

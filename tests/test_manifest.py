@@ -109,6 +109,7 @@ def test_other_json_is_refused(data):
         {"size": 2**64 - 1},
         {"chunk_size": 0},
         {"chunk_size": CHUNK_SIZE - 1},
+        {"chunk_size": CHUNK_SIZE + 1},
         {"chunk_size": 2**40},
         {"chunk_size": "4096"},
         {"chunks": ""},

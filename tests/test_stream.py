@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 
 import pytest
@@ -346,3 +347,31 @@ def test_a_forked_child_reads_and_closes_nothing(snapshot):
     assert os.waitpid(child, 0)[1] == 0
     assert stream.readinto(bytearray(1)) == 1
     stream.close()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+@pytest.mark.parametrize("kind", ["imaged", "written"])
+def test_closing_ends_a_transfer_whose_target_takes_nothing(tmp_path, kind, shared):
+    snapshot = ImagedSnapshot(tmp_path / "image") if kind == "imaged" else WrittenSnapshot()
+    if shared:  # Others read on: the snapshot is not closed with this stream.
+        snapshot.close = lambda: None
+    near, far = socket.socketpair()
+    reason, caught = ValueError("compacted"), []
+    stream = open_stream(snapshot)
+
+    def copy():
+        try:
+            stream.copy_to_fd(near.fileno())
+        except ValueError as error:
+            caught.append(error)
+
+    copier = threading.Thread(target=copy)
+    with near, far:
+        copier.start()
+        far.recv(1)  # It has begun, and will be waiting for room.
+        stream.close(reason)
+        copier.join(WAIT_S)
+        assert not copier.is_alive()
+    assert caught == [reason]
+    if kind == "imaged":
+        snapshot.image().close()

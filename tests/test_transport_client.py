@@ -187,8 +187,9 @@ def test_a_no_in_any_words_is_a_rejection_and_redirects_are_not_followed(status,
     assert (error.status, error.reason, error.retry_after_s) == (status, reason, None)
 
 
-def test_a_list_that_is_none_is_a_transport_error():
-    with Impostor(saying(answer(200, b"{}"))) as peer, pytest.raises(TransportError, match="list of snap"):
+@pytest.mark.parametrize("listed", [b"{}", b'{"snapshots": 7}', b'{"snapshots": [7]}'])
+def test_a_list_that_is_none_is_a_transport_error(listed):
+    with Impostor(saying(answer(200, listed))) as peer, pytest.raises(TransportError, match="list of snap"):
         SnapshotClient().list(peer.url)
 
 

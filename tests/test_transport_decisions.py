@@ -153,12 +153,17 @@ def test_the_node_may_refuse_an_offer_in_its_own_words(tmp_path):
     assert (offers[0].meta, offers[0].size) == (META, len(CONTENT))
 
 
-def test_a_node_that_fails_at_an_offer_answers_nevertheless(tmp_path, caplog):
+@pytest.mark.parametrize("failure", [KeyError, ConnectionRefusedError, TimeoutError])
+def test_a_node_that_fails_at_an_offer_answers_nevertheless(tmp_path, caplog, failure):
+    """Errors that look like a broken line are the node's own here, and the line is whole."""
+
     def fail(offer):
-        raise KeyError("a bug in the node")
+        raise failure("a bug in the node")
 
     with Follower(tmp_path / "follower", on_offer=fail) as follower:
-        assert rejected(follower, written(pace=unread)).status == 500
+        error = rejected(follower, written(pace=unread))
+    assert error.status == 500
+    assert "a bug in the node" in error.reason
     assert "a bug in the node" in caplog.text
 
 

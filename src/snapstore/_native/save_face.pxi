@@ -96,7 +96,7 @@ cdef class SaveFile:
         self.busy = False
         if publication.named:
             self.temp_name = None
-        self.discard()
+        self.drop()
         if code == SIGNALLED:
             pass_on_exception()
         return STAGE_NAMES[<int>publication.stage], -code, publication.sync_ns / 1e9
