@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import pytest
 
-from nodes import Follower, RawPeer, frames, nothing_lost, put_head, wait_until, written
+from nodes import Follower, RawPeer, frames, put_head, wait_until, written
 from processes import Process
 from snapstore._fastpipe import CHUNK_SIZE_DEFAULT, Progress
 from snapstore.directory import SnapshotDir
@@ -70,10 +70,7 @@ kinds_of_save = pytest.mark.parametrize("kind", ["nameless", "named"])
 kinds_of_size = pytest.mark.parametrize("size", ["sized", "unsized"])
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 def old_state(path):

@@ -4,44 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipes_at_work import SIZE, WAIT_S, blocks, read_all
 from snapstore import _fastpipe
 from snapstore.errors import ForkedProcess, PipeClosed
-
-SIZE = 4096
-WAIT_S = 20.0
-#: How long a call that should block is given to show that it does not.
-BLOCKED_S = 0.1
-
-
-@pytest.fixture
-def background():
-    with ThreadPoolExecutor() as pool:
-        yield pool.submit
-
-
-@pytest.fixture
-def pair(background):
-    reader, writer = _fastpipe.pipe(chunk_size=SIZE, chunks=2)
-    yield reader, writer
-    reader.close()  # Whoever still waits after a failure is let go.
-    writer.close()
-
-
-def read_all(reader):
-    pieces = []
-    while (chunk := reader.read_chunk()) is not None:
-        with chunk:
-            pieces.append(bytes(chunk))
-    return b"".join(pieces)
-
-
-def blocks(future):
-    return not threading.Event().wait(BLOCKED_S) and not future.done()
 
 
 def in_child(check):

@@ -18,7 +18,6 @@ from nodes import (
     RawPeer,
     endless,
     frames,
-    nothing_lost,
     push,
     put_head,
     written,
@@ -33,16 +32,7 @@ from snapstore.transport.http import SnapshotClient
 LARGE = os.urandom(1024 * 1024) * 8
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
-
-
-@pytest.fixture
-def follower(tmp_path):
-    with Follower(tmp_path / "follower") as follower:
-        yield follower
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 @pytest.fixture(params=["ipv4", "ipv6", "unix"])

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from nodes import Follower, ImagedSnapshot, nothing_lost
+from nodes import Follower, ImagedSnapshot
 from processes import Process
 from snapstore.meta import SnapshotMeta
 from snapstore.stream import SnapshotStream
@@ -29,10 +29,7 @@ LATE_S_MAX_ALONE = 0.010
 ATTEMPTS = 3
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 async def late_ticks_during(work):

@@ -14,7 +14,6 @@ from nodes import (
     UNIT,
     Impostor,
     endless,
-    nothing_lost,
     read_head,
     written,
 )
@@ -28,10 +27,7 @@ ANSWER = {"index": 7, "size": len(CONTENT), "digest": "crc32c:00000000", "existe
 SHORT_S = 0.15
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 def answer(status, body, *lines):

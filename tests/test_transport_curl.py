@@ -9,24 +9,15 @@ import subprocess
 
 import pytest
 
-from nodes import CONTENT, META, UNIT, WAIT_S, Follower, frames, nothing_lost
+from nodes import CONTENT, META, UNIT, WAIT_S, Follower, frames
 from snapstore.wire import Offer
 
 CURL = shutil.which("curl")
 
-pytestmark = pytest.mark.skipif(CURL is None, reason="CURL IS NOT TESTED: it is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
-
-
-@pytest.fixture
-def follower(tmp_path):
-    with Follower(tmp_path / "follower") as follower:
-        yield follower
+pytestmark = [
+    pytest.mark.usefixtures("nothing_lost"),
+    pytest.mark.skipif(CURL is None, reason="CURL IS NOT TESTED: it is not installed"),
+]
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from nodes import (
     Follower,
     RawPeer,
     endless,
-    nothing_lost,
     push,
     put_head,
     written,
@@ -27,16 +26,7 @@ from snapstore.meta import SnapshotMeta
 LARGE = os.urandom(1024 * 1024) * 8
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
-
-
-@pytest.fixture
-def follower(tmp_path):
-    with Follower(tmp_path / "follower") as follower:
-        yield follower
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 def rejected(follower, stream, **options):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from nodes import CONTENT, META, UNIT, Follower, RawPeer, nothing_lost
+from nodes import CONTENT, META, UNIT, Follower, RawPeer
 from snapstore import _fastpipe
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected, SnapshotCorrupt, SnapshotExists, SnapshotTruncated
@@ -19,10 +19,7 @@ from snapstore.transport.http import SnapshotClient
 IMAGE = "/v1/snapshots/7"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 @pytest.fixture

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nodes import CONTENT, Follower, RawPeer, frames, nothing_lost, put_head
+from nodes import CONTENT, Follower, RawPeer, frames, put_head
 from snapstore.meta import META_DATA_SIZE_MAX
 from snapstore.wire import HEAD_SIZE_MAX
 
-
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 @pytest.fixture

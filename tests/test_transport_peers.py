@@ -15,7 +15,6 @@ from nodes import (
     RawPeer,
     endless,
     frames,
-    nothing_lost,
     put_head,
     wait_until,
     written,
@@ -34,16 +33,7 @@ SMALL = b"snapshot"
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
-
-
-@pytest.fixture
-def follower(tmp_path):
-    with Follower(tmp_path / "follower") as follower:
-        yield follower
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 def pushed(follower, body, **head):

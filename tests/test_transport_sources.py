@@ -10,11 +10,9 @@ import pytest
 from nodes import (
     CONTINUE,
     META,
-    Follower,
     ImagedSnapshot,
     Impostor,
     endless,
-    nothing_lost,
     push,
     read_head,
     wait_until,
@@ -29,17 +27,7 @@ from snapstore.stream import SnapshotStream
 from snapstore.testing import FakeClock
 from snapstore.transport.http import SnapshotClient
 
-
-@pytest.fixture(autouse=True)
-def _nothing_lost():
-    with nothing_lost():
-        yield
-
-
-@pytest.fixture
-def follower(tmp_path):
-    with Follower(tmp_path / "follower") as follower:
-        yield follower
+pytestmark = pytest.mark.usefixtures("nothing_lost")
 
 
 @pytest.mark.parametrize(
