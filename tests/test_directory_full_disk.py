@@ -12,6 +12,7 @@ import pytest
 from residue import names, nothing_left
 from snapstore import disk
 from snapstore.directory import SnapshotDir
+from snapstore.errors import DirectoryPoisoned, SnapshotNotDurable
 
 pytestmark = pytest.mark.root
 
@@ -46,7 +47,9 @@ def mount(tmp_path):
         if os.geteuid() != 0:
             pytest.skip("NO SMALL FILE SYSTEMS: mounting needs root")
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "snapstore-test", path], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "snapstore-test", path],
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             pytest.skip(f"NO SMALL FILE SYSTEMS: {done.stderr}")
@@ -157,3 +160,36 @@ def test_a_directory_under_another_mount_saves_as_ever(mount, nameless):
     path = mount("size=4m")
     with SnapshotDir(path / "a" / "b", nameless=nameless) as directory:
         assert directory.save_from(CONTENT, 1).path.read_bytes() == CONTENT
+
+
+@pytest.fixture
+def aborting(tmp_path):
+    """An ext4 in a file, and a way to abort its journal, as `errors=remount-ro` does on a broken disk."""
+    image, path = tmp_path / "image", tmp_path / "disk"
+    path.mkdir()
+    image.touch()
+    os.truncate(image, 32 * 1024 * 1024)
+    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, path]):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            pytest.skip(f"NO ABORTED JOURNAL: {error}")
+        if done.returncode:
+            pytest.skip(f"NO ABORTED JOURNAL: {done.stderr}")
+    path.chmod(0o700)
+    yield path, lambda: subprocess.run(["mount", "-o", "remount,abort", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_what_an_aborted_journal_may_lose_is_never_called_stored(aborting):
+    """Its directory's fsync says EROFS, as nothing that was mounted read-only does."""
+    path, abort = aborting
+    with SnapshotDir(path) as directory:
+        directory.save_from(CONTENT, 1)
+        abort()
+        with pytest.raises(SnapshotNotDurable):
+            directory.save_from(UnreadSource(), 1)
+        with pytest.raises(DirectoryPoisoned):
+            directory.confirm(1)
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        SnapshotDir(path)
