@@ -23,16 +23,14 @@ from snapstore.errors import (
     DirectoryPoisoned,
     ForkedProcess,
     SnapshotBusy,
-    SnapshotCorrupt,
     SnapshotExists,
     SnapshotNotDurable,
     SnapshotNotFound,
-    SnapshotTruncated,
 )
-from snapstore.manifest import MANIFEST_CHUNKS_MAX, MANIFEST_SIZE_MAX, Manifest
+from snapstore.manifest import MANIFEST_CHUNKS_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
 from snapstore.source import known_size, open_source
-from snapstore.stored import SavedSnapshot, StoredSnapshot
+from snapstore.stored import SavedSnapshot, StoredSnapshot, find_saved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -232,7 +230,7 @@ class SnapshotDir:
         if verify:
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # Ask the disk, not the page cache.
-                self._verify(stored, progress)
+                stored.verify(progress)
             except BaseException:
                 stored.close()
                 raise
@@ -337,24 +335,7 @@ class SnapshotDir:
             raise
 
     def _find(self, index: int) -> SavedSnapshot | None:
-        size = disk.regular_size(self._fd, disk.snapshot_name(index))
-        if size is None:
-            return None
-        manifest: Manifest | None = None
-        problem: str | None = None
-        try:
-            manifest = Manifest.from_bytes(
-                disk.read_small(self._fd, disk.manifest_name(index), MANIFEST_SIZE_MAX)
-            )
-            if manifest.meta.index != index:
-                problem, manifest = f"its manifest is that of index {manifest.meta.index}", None
-            elif manifest.size != size:
-                problem = f"it has {size} bytes, its manifest {manifest.size}"
-        except FileNotFoundError:
-            problem = "it has no manifest, so nothing tells whether it is whole"
-        except (OSError, SnapshotCorrupt) as error:
-            problem = str(error)
-        return SavedSnapshot(index, self._path(index), size, manifest, problem)
+        return find_saved(self._fd, self._path(index), index)
 
     def _lease(self, fd: int, index: int) -> None:
         try:
@@ -363,27 +344,6 @@ class SnapshotDir:
             raise self._not_found(index) from None  # It is being purged.
         if os.fstat(fd).st_nlink == 0:
             raise self._not_found(index)
-
-    def _verify(self, stored: StoredSnapshot, progress: Progress | None) -> None:
-        saved = stored.saved
-        if saved.manifest is None:
-            raise SnapshotCorrupt(f"{saved.path}: {saved.problem}")
-        if saved.size != saved.manifest.size:
-            kind = SnapshotTruncated if saved.size < saved.manifest.size else SnapshotCorrupt
-            raise kind(
-                f"{saved.path} has {saved.size} bytes, its manifest {saved.manifest.size}",
-                min(saved.size, saved.manifest.size) // saved.manifest.chunk_size,
-            )
-        try:
-            _fastpipe.digest(
-                stored.image(),
-                size=saved.manifest.size,
-                chunk_size=saved.manifest.chunk_size,
-                expected=saved.manifest.chunk_digests,
-                progress=progress,
-            )
-        except SnapshotCorrupt as error:
-            raise type(error)(f"{saved.path}: {error}", error.chunk) from error
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

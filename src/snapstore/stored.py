@@ -1,6 +1,7 @@
 """What a directory has: a snapshot as it is listed, and one that is open and leased.
 
-Values and a descriptor; how they come to be is directory.py's.
+How a file and its manifest are read together, and whether they agree. What is saved, leased or
+removed, and when, is directory.py's.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from snapstore import _fastpipe
-from snapstore.manifest import Manifest, digest_text
+from snapstore import _fastpipe, disk
+from snapstore.errors import SnapshotCorrupt, SnapshotTruncated
+from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import SnapshotMeta
 from snapstore.stream import SnapshotStream
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from snapstore._fastpipe import Progress
     from snapstore.protocols import Writer
 
 
@@ -44,6 +47,28 @@ class SavedSnapshot:
     def digest(self) -> str | None:
         """`crc32c:` and 8 hexadecimal digits, of the whole; None without a manifest."""
         return digest_text(self.manifest.digest) if self.manifest else None
+
+
+def find_saved(directory: int, path: Path, index: int) -> SavedSnapshot | None:
+    """Return what the directory has under `index`, at `path`, unverified; None where it has nothing."""
+    size = disk.regular_size(directory, disk.snapshot_name(index))
+    if size is None:
+        return None
+    manifest: Manifest | None = None
+    problem: str | None = None
+    try:
+        manifest = Manifest.from_bytes(
+            disk.read_small(directory, disk.manifest_name(index), MANIFEST_SIZE_MAX)
+        )
+        if manifest.meta.index != index:
+            problem, manifest = f"its manifest is that of index {manifest.meta.index}", None
+        elif manifest.size != size:
+            problem = f"it has {size} bytes, its manifest {manifest.size}"
+    except FileNotFoundError:
+        problem = "it has no manifest, so nothing tells whether it is whole"
+    except (OSError, SnapshotCorrupt) as error:
+        problem = str(error)
+    return SavedSnapshot(index, path, size, manifest, problem)
 
 
 class StoredSnapshot:
@@ -73,6 +98,29 @@ class StoredSnapshot:
             for chunk in stream.chunks():
                 writer.write(chunk)
         return self.size
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Read all of it and compare it with its manifest.
+
+        Raises SnapshotCorrupt or SnapshotTruncated, which name the first bad chunk.
+        """
+        path, manifest = self.path, self.saved.manifest
+        if manifest is None:
+            raise SnapshotCorrupt(f"{path}: {self.saved.problem}")
+        if self.size != manifest.size:
+            kind = SnapshotTruncated if self.size < manifest.size else SnapshotCorrupt
+            chunk = min(self.size, manifest.size) // manifest.chunk_size
+            raise kind(f"{path} has {self.size} bytes, its manifest {manifest.size}", chunk)
+        try:
+            _fastpipe.digest(
+                self._image,
+                size=manifest.size,
+                chunk_size=manifest.chunk_size,
+                expected=manifest.chunk_digests,
+                progress=progress,
+            )
+        except SnapshotCorrupt as error:
+            raise type(error)(f"{path}: {error}", error.chunk) from error
 
     def close(self) -> None:
         """Give the lease back. May come twice, from any thread."""
