@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 
+from snapstore.errors import ForkedProcess
+
 #: A process that says nothing for so long is stuck.
 ANSWER_S_MAX = 60.0
 
@@ -18,6 +20,14 @@ from snapstore.errors import *
 def say(*words):
     print(*words, flush=True)
 """
+
+
+def is_refused(call):
+    try:
+        call()
+    except ForkedProcess:
+        return True
+    return False
 
 
 def unmeasured():

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from processes import is_refused
 from snapstore.clock import SystemClock
-from snapstore.errors import ForkedProcess
 from snapstore.testing import FakeClock
 
 #: How long a test waits for what comes at once, before it calls it missing.
@@ -22,14 +22,6 @@ WAIT_S = 20.0
 def clock():
     with SystemClock() as clock:
         yield clock
-
-
-def is_refused(call):
-    try:
-        call()
-    except ForkedProcess:
-        return True
-    return False
 
 
 class TestSystemClock:

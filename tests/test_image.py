@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -178,3 +179,20 @@ def test_a_child_of_a_fork_is_refused(path):
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
         assert image.readinto(bytearray(1), 0) == 1
+
+
+def test_an_image_is_written_to_a_pipe_and_to_any_writer_alike(tmp_path):
+    content = os.urandom(3 * 1024 * 1024 + 5)
+    (tmp_path / "file").write_bytes(content)
+    with _fastpipe.Image(os.open(tmp_path / "file", os.O_RDONLY), len(content)) as image:
+        plain = io.BytesIO()
+        assert image.write_to(plain) == len(content)
+        reader, writer = _fastpipe.pipe(chunk_size=1024 * 1024, chunks=4)
+        assert image.write_to(writer) == len(content)
+        writer.close()
+        target = tmp_path / "target"
+        with target.open("wb") as file:
+            assert reader.copy_to_fd(file.fileno()) == len(content)
+        assert plain.getvalue() == target.read_bytes() == content
+    with pytest.raises(PipeClosed):
+        image.write_to(io.BytesIO())

@@ -8,8 +8,9 @@ import os
 import pytest
 
 from pipes_at_work import SIZE, WAIT_S, blocks, read_all
+from processes import is_refused
 from snapstore import _fastpipe
-from snapstore.errors import ForkedProcess, PipeClosed
+from snapstore.errors import PipeClosed
 
 
 def in_child(check):
@@ -22,14 +23,6 @@ def in_child(check):
         finally:
             os._exit(0 if passed else 1)
     return os.waitpid(child, 0)[1] == 0
-
-
-def is_refused(call):
-    try:
-        call()
-    except ForkedProcess:
-        return True
-    return False
 
 
 class TestClose:

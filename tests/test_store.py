@@ -11,12 +11,12 @@ import threading
 
 import pytest
 
+from processes import is_refused
 from snapstore import _fastpipe
 from snapstore.capture import CaptureQueue
 from snapstore.clock import SystemClock
 from snapstore.errors import (
     CaptureTimeout,
-    ForkedProcess,
     PipeClosed,
     SnapshotNotInUse,
     SnapshotTemporarilyUnavailable,
@@ -628,14 +628,6 @@ def test_repr_shows_the_state(store, clock):
     assert repr(store) == "<SnapshotStore empty owed=0>"
     with created(store, clock).get_snap():
         assert repr(store) == "<SnapshotStore in use index=10 owed=1>"
-
-
-def is_refused(call):
-    try:
-        call()
-    except ForkedProcess:
-        return True
-    return False
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipes_at_work import read_all
 from snapstore import _fastpipe
 from snapstore.errors import PipeClosed, SnapshotTooLarge, SnapshotTruncated
 
@@ -48,14 +49,6 @@ def target(tmp_path):
 
 def content(file):
     return os.pread(file.fileno(), 2 * len(DATA), 0)
-
-
-def read_all(reader):
-    pieces = []
-    while (chunk := reader.read_chunk()) is not None:
-        with chunk:
-            pieces.append(bytes(chunk))
-    return b"".join(pieces)
 
 
 def full_pipe():

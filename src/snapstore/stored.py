@@ -7,13 +7,12 @@ removed, and when, is directory.py's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe, disk
 from snapstore.errors import SnapshotCorrupt, SnapshotTruncated
 from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import SnapshotMeta
-from snapstore.stream import SnapshotStream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +46,16 @@ class SavedSnapshot:
     def digest(self) -> str | None:
         """`crc32c:` and 8 hexadecimal digits, of the whole; None without a manifest."""
         return digest_text(self.manifest.digest) if self.manifest else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is told of it to machines; `size` in bytes."""
+        return {
+            "index": self.index,
+            "term": self.meta.term,
+            "size": self.size,
+            "digest": self.digest,
+            "problem": self.problem,
+        }
 
 
 def find_saved(directory: int, path: Path, index: int) -> SavedSnapshot | None:
@@ -94,10 +103,7 @@ class StoredSnapshot:
 
     def write_to(self, writer: Writer) -> int:
         """Write all of it to `writer`; how many bytes."""
-        with SnapshotStream(self.meta, _Borrowed(self)) as stream:
-            for chunk in stream.chunks():
-                writer.write(chunk)
-        return self.size
+        return self._image.write_to(writer)
 
     def verify(self, progress: Progress | None = None) -> None:
         """Read all of it and compare it with its manifest.
@@ -135,13 +141,3 @@ class StoredSnapshot:
     def __repr__(self) -> str:
         state = "closed" if self._image.closed else "leased"
         return f"<StoredSnapshot {self.path.name} {self.size} bytes {state}>"
-
-
-class _Borrowed:
-    """A StoredSnapshot lent to a stream: the stream's end does not end the lease."""
-
-    def __init__(self, stored: StoredSnapshot) -> None:
-        self.size, self.image, self.write_to = stored.size, stored.image, stored.write_to
-
-    def close(self) -> None:
-        pass

@@ -6,6 +6,7 @@
 
 cdef enum:
     HOLE_SIZE_MIN = 64 * 1024    # a patch this long is worth not reading what lies under it
+    WRITE_SIZE = 1024 * 1024     # one step towards a Python writer: from here the page cache gives all it has
 
 cdef struct Patch:
     uint64_t offset

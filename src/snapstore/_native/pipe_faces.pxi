@@ -267,6 +267,11 @@ cdef class PipeWriter:
         self.check_writable()
         return self.feed(_Source(int(fd), offset, length))
 
+    def copy_from_image(self, Image image not None):
+        """Copy all of `image` without the GIL; how many bytes."""
+        self.check_writable()
+        return self.feed(_Source(image))
+
     def flush(self):
         """Let the reader see what small writes have gathered."""
         self.check_writable()

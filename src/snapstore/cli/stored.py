@@ -31,15 +31,7 @@ if TYPE_CHECKING:
 
 def saved_fields(saved: SavedSnapshot) -> dict[str, Any]:
     """Return what machines get to know of a snapshot; `size` in bytes, `sync_s` in seconds."""
-    return {
-        "index": saved.index,
-        "term": saved.meta.term,
-        "size": saved.size,
-        "digest": saved.digest,
-        "problem": saved.problem,
-        "path": str(saved.path),
-        "sync_s": round(saved.sync_s, 6),
-    }
+    return {**saved.to_json(), "path": str(saved.path), "sync_s": round(saved.sync_s, 6)}
 
 
 def saved_text(saved: SavedSnapshot) -> str:

@@ -46,9 +46,6 @@ PIN_WARN_AFTER_S = 300.0
 #: Free pages in one piece this long are not even read; shorter ones are cheaper to read and clear.
 HOLE_SIZE_MIN = 64 * 1024
 
-#: One step of `write_to`: the size from which the page cache gives all it has.
-WRITE_SIZE = 1024 * 1024
-
 
 class LmdbSnapshot:
     """An LMDB environment as of one read transaction: an `ImagedSnapshot`.
@@ -161,14 +158,7 @@ class LmdbSnapshot:
 
         Meant for files and pipes of any kind; a stream uses the image itself.
         """
-        image = self.image()
-        buffer = memoryview(bytearray(min(WRITE_SIZE, self._size)))
-        at = 0
-        while at < self._size:
-            count = image.readinto(buffer, at)
-            writer.write(buffer[:count])
-            at += count
-        return at
+        return self.image().write_to(writer)
 
     def warn_if_long(self) -> None:
         """Log once when the pin is held and older than `PIN_WARN_AFTER_S`."""

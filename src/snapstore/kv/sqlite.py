@@ -51,9 +51,6 @@ PIN_WARN_AFTER_S = 300.0
 #: So is a WAL that grew by more than this meanwhile: readers get slower with it, and the disk fills.
 WAL_GROWTH_WARN_BYTES = 1024**3
 
-#: One read of the image when it goes out through Python: long enough to forget the crossing.
-_BLOCK_SIZE = 1024 * 1024
-
 logger = logging.getLogger("snapstore")
 
 
@@ -175,13 +172,7 @@ class SqliteSnapshot:
 
         Raises `PipeClosed` once the snapshot is closed, in the middle too.
         """
-        image = self.image()
-        block = memoryview(bytearray(min(_BLOCK_SIZE, self.size)))
-        written = 0
-        while count := image.readinto(block, written):
-            writer.write(block[:count])
-            written += count
-        return written
+        return self.image().write_to(writer)
 
     def close(self) -> None:
         """Give the pin back; any thread, any number of times. The child of a fork has nothing to give."""

@@ -18,7 +18,7 @@ import logging
 import socket
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe
 from snapstore.errors import PeerRejected, SnapshotNotFound, SnapstoreError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from snapstore.directory import SnapshotDir
-    from snapstore.stored import SavedSnapshot, StoredSnapshot
+    from snapstore.stored import StoredSnapshot
     from snapstore.transport.receiver import Receiver
 
 logger = logging.getLogger("snapstore.transport")
@@ -140,7 +140,7 @@ class Connection:
         if path == "/healthz":
             self._respond(HTTPStatus.OK, b"ok\n", [("Content-Type", "text/plain")], head=head)
         elif path in (_PREFIX, _PREFIX + "/"):
-            listed = [_listed(saved) for saved in self._directory.list()]
+            listed = [saved.to_json() for saved in self._directory.list()]
             self._respond(HTTPStatus.OK, to_json({"snapshots": listed}), head=head)
         elif path.startswith(_PREFIX + "/"):
             self._get_snapshot(head, path.removeprefix(_PREFIX + "/"))
@@ -249,13 +249,3 @@ class Connection:
             return str(self._socket.getpeername() or "a local process")
         except OSError:
             return "a peer that left"
-
-
-def _listed(saved: SavedSnapshot) -> dict[str, Any]:
-    return {
-        "index": saved.index,
-        "term": saved.meta.term,
-        "size": saved.size,
-        "digest": saved.digest,
-        "problem": saved.problem,
-    }
