@@ -26,7 +26,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset, strerror
 from posix.fcntl cimport (F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_ACCMODE, O_CLOEXEC, O_CREAT, O_DIRECTORY,
-                          O_EXCL, O_RDONLY, O_RDWR, O_WRONLY, fcntl)
+                          O_EXCL, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY, fcntl)
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport off_t
 from posix.unistd cimport close, fsync, ftruncate, getpid, pread, pwrite, read, write
@@ -63,6 +63,7 @@ cdef extern from * nogil:
     """
     ctypedef struct struct_stat "struct stat":
         unsigned long st_mode
+        unsigned long st_nlink
         unsigned long st_ino
         unsigned long st_dev
     int fstat(int fd, struct_stat* status) noexcept

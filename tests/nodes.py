@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 
-from residue import GONE_S_MAX, descriptors, thread_count
+from residue import GONE_S_MAX, descriptors, names, thread_count
 from snapstore import _fastpipe
 from snapstore.directory import SnapshotDir
 from snapstore.meta import ConfState, SnapshotMeta
@@ -134,7 +134,8 @@ class Follower:
         return [saved.index for saved in self.directory.list()]
 
     def names(self):
-        return sorted(os.listdir(self.directory.path))
+        """All names in its directory, but for what it keeps for another attempt."""
+        return stored_names(self.directory.path)
 
     def __enter__(self):
         return self
@@ -142,6 +143,11 @@ class Follower:
     def __exit__(self, *exception):
         self.server.close()
         self.directory.close()
+
+
+def stored_names(path):
+    """All names in a directory, but for what is kept for another attempt."""
+    return [name for name in names(path) if not name.startswith(".part-")]
 
 
 class RawPeer:
@@ -234,6 +240,7 @@ def read_head(connection):
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += connection.recv(1)
+    return head
 
 
 class Impostor:

@@ -13,6 +13,7 @@ import pytest
 
 from processes import Process
 from residue import names
+from snapstore import disk
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotFound
 
@@ -124,6 +125,17 @@ def test_different_indexes_are_saved_at_once(mode, tmp_path):
         list(pool.map(directory.save_from, [CONTENT] * 16, range(16)))
         assert [saved.size for saved in map(directory.verify, range(16))] == [len(CONTENT)] * 16
     assert len(names(tmp_path)) == 32
+
+
+def test_threads_that_list_at_once_each_see_everything(tmp_path):
+    """A lister that misses a name would take a manifest for an orphan, and a number for a free one."""
+    for index in range(2000):
+        (tmp_path / f"{index:016x}.db").touch()
+    directory = os.open(tmp_path, os.O_RDONLY)
+    with ThreadPoolExecutor(4) as pool:
+        listed = list(pool.map(disk.snapshot_indexes, [directory] * 40))
+    os.close(directory)
+    assert [len(indexes) for indexes in listed] == [2000] * 40
 
 
 def test_saves_go_on_among_openings_sweeps_purges_and_readers(mode, tmp_path):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import subprocess
 
 import pytest
 
 from residue import names, nothing_left
-from snapstore import disk
+from rotten import rot
+from small_disks import SmallDisk, run
+from snapstore import disk, poison
 from snapstore.directory import SnapshotDir
-from snapstore.errors import DirectoryPoisoned, SnapshotNotDurable
+from snapstore.errors import DirectoryPoisoned, SnapshotCorrupt, SnapshotNotDurable
 
 pytestmark = pytest.mark.root
 
@@ -39,25 +40,10 @@ class Endless:
 
 @pytest.fixture
 def mount(tmp_path):
-    """Mounts a tmpfs with some options at `tmp_path / "disk"`, or with other options again."""
-    path = tmp_path / "disk"
-    path.mkdir()
-
-    def mount(options):
-        if os.geteuid() != 0:
-            pytest.skip("NO SMALL FILE SYSTEMS: mounting needs root")
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "snapstore-test", path],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            pytest.skip(f"NO SMALL FILE SYSTEMS: {done.stderr}")
-        return path
-
-    yield mount
-    if os.path.ismount(path):
-        subprocess.run(["umount", "--lazy", path], check=True)
+    """Mounts a tmpfs with some options at `tmp_path / "disk"`; returns its path."""
+    small = SmallDisk(tmp_path / "disk", "tmpfs")
+    yield lambda options: small.mount(options).path
+    small.unmount()
 
 
 @pytest.fixture(params=[True, False], ids=["nameless", "named"])
@@ -142,7 +128,7 @@ def test_a_disk_that_turned_read_only_can_still_be_read(mount, nameless):
             directory.save_from(CONTENT, index)
         stale = path / disk.temp_name(3)
         stale.touch()
-        subprocess.run(["mount", "-o", "remount,ro", path], check=True)
+        run("mount", "-o", "remount,ro", path)
         with refused_for(errno.EROFS, directory, 3):
             directory.save_from(CONTENT, 3)
         with SnapshotDir(path) as again:
@@ -151,9 +137,31 @@ def test_a_disk_that_turned_read_only_can_still_be_read(mount, nameless):
             assert again.remove_orphans() == []
             with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
                 again.purge(keep=1)
+            with again.open_newest() as stored:
+                assert stored.meta.index == 2
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         SnapshotDir(path / "below")
     assert stale.name in names(path)
+
+
+def test_a_broken_snapshot_on_a_disk_that_turned_read_only_stays_and_is_not_offered(mount):
+    """Nor does a marker of a failed fsync keep readers out, when nothing can be done about it."""
+    path = mount("size=8m")
+    with SnapshotDir(path) as directory:
+        for index in (1, 2):
+            rot(directory.save_from(CONTENT, index).path, 8 * (index - 1) * len(CONTENT) // 2)
+        directory.save_from(CONTENT[:100], 0)
+        poison.leave_marker(directory._fd, OSError(errno.EIO, "again"))
+    run("mount", "-o", "remount,ro", path)
+    with nothing_left(path), SnapshotDir(path) as again:
+        with pytest.raises(SnapshotCorrupt, match=f"could not be set aside: .*{os.strerror(errno.EROFS)}"):
+            again.verify(2)
+        with again.open_newest() as stored:
+            assert stored.meta.index == 0
+    run("mount", "-o", "remount,rw", path)
+    with SnapshotDir(path) as directory:
+        assert [saved.index for saved in directory.list()] == [0]
+        assert len(names(path)) == 2 + 2 * len(directory.broken()) == 6
 
 
 def test_a_directory_under_another_mount_saves_as_ever(mount, nameless):
@@ -163,33 +171,20 @@ def test_a_directory_under_another_mount_saves_as_ever(mount, nameless):
 
 
 @pytest.fixture
-def aborting(tmp_path):
-    """An ext4 in a file, and a way to abort its journal, as `errors=remount-ro` does on a broken disk."""
-    image, path = tmp_path / "image", tmp_path / "disk"
-    path.mkdir()
-    image.touch()
-    os.truncate(image, 32 * 1024 * 1024)
-    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, path]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            pytest.skip(f"NO ABORTED JOURNAL: {error}")
-        if done.returncode:
-            pytest.skip(f"NO ABORTED JOURNAL: {done.stderr}")
-    path.chmod(0o700)
-    yield path, lambda: subprocess.run(["mount", "-o", "remount,abort", path], check=True)
-    subprocess.run(["umount", "--lazy", path], check=True)
+def ext4(tmp_path):
+    small = SmallDisk(tmp_path / "disk", "ext4", tmp_path / "image", size_mib=32)
+    yield small.mount()
+    small.unmount()
 
 
-def test_what_an_aborted_journal_may_lose_is_never_called_stored(aborting):
+def test_what_an_aborted_journal_may_lose_is_never_called_stored(ext4):
     """Its directory's fsync says EROFS, as nothing that was mounted read-only does."""
-    path, abort = aborting
-    with SnapshotDir(path) as directory:
+    with SnapshotDir(ext4.path) as directory:
         directory.save_from(CONTENT, 1)
-        abort()
+        assert ext4.remount("abort")
         with pytest.raises(SnapshotNotDurable):
             directory.save_from(UnreadSource(), 1)
         with pytest.raises(DirectoryPoisoned):
             directory.confirm(1)
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-        SnapshotDir(path)
+        SnapshotDir(ext4.path)

@@ -16,7 +16,9 @@ ROOT = Path(snapstore.__file__).parent
 LAYERS = (
     ("errors", "meta", "protocols", "outcomes"),
     ("clock", "disk", "wire", "_fastpipe", "manifest"),
-    ("kv", "stream", "source", "stored", "directory", "share", "capture"),
+    ("kv", "stream", "source", "stored", "share", "capture"),
+    ("broken", "poison", "retention", "reception"),
+    ("shelf", "directory"),
     ("store", "transport", "testing"),
     ("raft", "etcd"),
     ("cli", "__main__"),

@@ -66,12 +66,13 @@ def test_a_different_snapshot_of_a_stored_index_is_a_conflict(follower, stream):
     assert (error.status, error.reason) == (409, "a different snapshot of this index is stored")
 
 
-def test_a_stored_snapshot_without_a_manifest_is_a_conflict(follower):
+def test_a_stored_snapshot_that_is_known_to_be_broken_makes_way(follower):
     push(follower, written())
     (follower.directory.path / f"{META.index:016x}.json").unlink()
-    error = rejected(follower, written())
-    assert error.status == 409
-    assert "a broken one is stored" in error.reason
+    assert not push(follower, written()).existed
+    assert follower.directory.verify(META.index).path.read_bytes() == CONTENT
+    (aside,) = follower.directory.broken()
+    assert aside.path.read_bytes() == CONTENT
 
 
 def test_a_snapshot_that_is_stored_is_told_again_and_not_sent_again(follower):

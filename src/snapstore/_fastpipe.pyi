@@ -126,7 +126,9 @@ class Body:
     def ended(self) -> bool: ...
     @property
     def leftover(self) -> bytes: ...
-    def readinto(self, buffer: Buffer, *, idle_timeout_s: float | None = None) -> int: ...
+    def readinto(
+        self, buffer: Buffer, *, idle_timeout_s: float | None = None, rate_min: float = 0
+    ) -> int: ...
 
 @final
 class Frames:
@@ -139,8 +141,11 @@ class _SaveOptions(TypedDict, total=False):
     chunks: int
     direct: bool
     expected: Sequence[int] | None
+    kept: int
+    resumable: bool
     progress: Progress | None
     idle_timeout_s: float | None
+    rate_min: float
 
 def send(
     source: CoreSource,
@@ -150,6 +155,7 @@ def send(
     length: int | None = None,
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
+    rate_min: float = 0,
 ) -> int: ...
 def send_frames(
     source: CoreSource,
@@ -157,9 +163,11 @@ def send_frames(
     *,
     size: int | None,
     chunk_size: int,
+    kept: int = 0,
     http_chunked: bool = False,
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
+    rate_min: float = 0,
 ) -> Copied: ...
 def save(
     source: CoreSource,
@@ -171,8 +179,11 @@ def save(
     chunks: int = ...,
     direct: bool = True,
     expected: Sequence[int] | None = None,
+    kept: int = 0,
+    resumable: bool = False,
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
+    rate_min: float = 0,
 ) -> Copied: ...
 def digest(source: CoreSource, **options: Unpack[_SaveOptions]) -> Copied: ...
 
@@ -184,7 +195,9 @@ class DirectoryLock:
 
 @final
 class SaveFile:
-    def __init__(self, directory_fd: int, temp_name: bytes, *, nameless: bool = True) -> None: ...
+    def __init__(
+        self, directory_fd: int, temp_name: bytes, *, nameless: bool = True, resume: bool = False
+    ) -> None: ...
     @property
     def fd(self) -> int: ...
     @property
@@ -193,6 +206,7 @@ class SaveFile:
     def publish(
         self, name: bytes, *, manifest: bytes, manifest_name: bytes, manifest_temp_name: bytes
     ) -> tuple[str, int, float]: ...
+    def keep(self, size: int) -> None: ...
     def discard(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...

@@ -5,7 +5,8 @@ nothing of manifests' content, of raft, or of the network. Everything is relativ
 of the directory, so that a rename of its path changes nothing.
 
 Names: `%016x.db` a snapshot, `%016x.json` its manifest, `.tmp-...` a file whose saver lives as long
-as it holds the file's lock. All other names belong to somebody else and are left alone.
+as it holds the file's lock; `%016x.broken-N` and `%016x.broken-N.json` are broken.py's, `.part-...`
+reception.py's, `.poisoned-...` poison.py's. All other names belong to somebody else and are left alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import re
 import secrets
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SNAPSHOT_NAME = re.compile(r"([0-9a-f]{16})\.db\Z")
 _MANIFEST_NAME = re.compile(r"([0-9a-f]{16})\.json\Z")
@@ -48,17 +53,19 @@ def open_directory(path: Path) -> int:
     """Open the directory at `path`, made with all its parents where missing; its descriptor.
 
     Each new level is made lasting by an fsync of the one above (POSIX). Raises NotADirectoryError,
-    and PermissionError where any user could put files of his own in it.
+    and PermissionError where another user could put files of his own in it: it must be ours or
+    root's (root may use anybody's), and not every user may write to it.
     """
     make_directories(path, 0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        mode = os.fstat(fd).st_mode
-        if mode & stat.S_IWOTH:
+        status = os.fstat(fd)
+        if not _is_trusted(status.st_uid):
+            raise PermissionError(errno.EPERM, f"it belongs to user {status.st_uid}", str(path))
+        if status.st_mode & stat.S_IWOTH:
             raise PermissionError(
                 errno.EPERM, "every user can write to it; take that away with chmod o-w", str(path)
             )
-        sync_directory(fd)
     except BaseException:
         os.close(fd)
         raise
@@ -95,46 +102,114 @@ def sync_directory(fd: int) -> None:
             raise
 
 
+def regular_status(directory: int, name: str) -> os.stat_result | None:
+    """Return the status of the file `name`; None where there is none, or none of ours. One stat."""
+    status = _status(directory, name)
+    return None if status is None or _strangeness(status, name) is not None else status
+
+
 def regular_size(directory: int, name: str) -> int | None:
-    """Return the size in bytes of the regular file `name`; None where there is none. One stat."""
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    """Return the size in bytes of the regular file `name`; None where there is none."""
+    status = regular_status(directory, name)
+    return None if status is None else status.st_size
 
 
 def name_taken(directory: int, name: str) -> bool:
     """Whether anything at all has this name: a dangling link or a FIFO must not be replaced either."""
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
+    return _status(directory, name) is not None
+
+
+def stranger_named(directory: int, name: str) -> bool:
+    """Whether something has this name that is no file of ours."""
+    status = _status(directory, name)
+    return status is not None and _strangeness(status, name) is not None
 
 
 def open_regular(directory: int, name: str) -> int:
-    """Open the regular file `name` for reading; never follows a link, never waits on a FIFO."""
+    """Open the file `name` for reading; OSError that says why where it is none of ours.
+
+    Ours is a regular file without a second name that belongs to us or to root (to anybody, for root).
+    Never follows a link, never waits on a FIFO, never opens a device.
+    """
+    _check_ours(os.stat(name, dir_fd=directory, follow_symlinks=False), name)
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        _check_ours(os.fstat(fd), name)  # Another one may have come in its place meanwhile.
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", name)
+        raise
     return fd
 
 
-def read_small(directory: int, name: str, size_max: int) -> bytes:
-    """Return the content of a small regular file; OSError with EFBIG beyond `size_max` bytes."""
-    with open(open_regular(directory, name), "rb") as file:
+def _status(directory: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _check_ours(status: os.stat_result, name: str) -> None:
+    strangeness = _strangeness(status, name)
+    if strangeness is not None:
+        raise OSError(*strangeness, name)
+
+
+def _strangeness(status: os.stat_result, name: str) -> tuple[int, str] | None:
+    """Why what has this name is no file of ours: an errno and words."""
+    if stat.S_ISLNK(status.st_mode):
+        return errno.ELOOP, "symbolic links are not followed"
+    if not stat.S_ISREG(status.st_mode):
+        return errno.EINVAL, "not a regular file"
+    # A saver that was killed between giving the lasting name and taking the hidden one leaves both;
+    # where the file system knows no rename without replacing, that is the way. The sweep ends it.
+    if status.st_nlink > (2 if name.startswith(".") else 1):
+        return errno.EMLINK, "a file with a second name (a hard link) is not ours"
+    if not _is_trusted(status.st_uid):
+        return errno.EPERM, f"it belongs to user {status.st_uid}"
+    return None
+
+
+def _is_trusted(user: int) -> bool:
+    """Whether what belongs to `user` may be read as ours."""
+    return user in (0, os.geteuid()) or os.geteuid() == 0
+
+
+def drop_cache(fd: int) -> None:
+    """Let the next read of the file ask the disk, not the page cache; what is not synced stays there."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_small(directory: int, name: str, size_max: int, *, from_disk: bool = False) -> bytes:
+    """Return the content of a small regular file; OSError with EFBIG beyond `size_max` bytes.
+
+    `from_disk` passes the page cache by.
+    """
+    with open(name, "rb", opener=lambda path, _: open_regular(directory, path)) as file:
+        if from_disk:
+            drop_cache(file.fileno())
         data = file.read(size_max + 1)
     if len(data) > size_max:
         raise OSError(errno.EFBIG, f"longer than {size_max} bytes", name)
     return data
 
 
+def list_names(directory: int) -> list[str]:
+    """Return all names, in any order.
+
+    Through a descriptor of its own: threads that list through one share its position, and each would
+    miss what the other has seen.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
 def snapshot_indexes(directory: int) -> list[int]:
     """Return the indexes that have a snapshot's name, ascending."""
     return sorted(
-        int(found[1], 16) for name in os.listdir(directory) if (found := _SNAPSHOT_NAME.match(name))
+        int(found[1], 16) for name in list_names(directory) if (found := _SNAPSHOT_NAME.match(name))
     )
 
 
@@ -158,12 +233,23 @@ def unlink_unused(directory: int, name: str) -> bool:
 
 
 def unlink_manifest(directory: int, index: int) -> bool:
-    """Remove the manifest of `index`, unless it is gone or is no file at all; whether it was removed."""
-    try:
-        os.unlink(manifest_name(index), dir_fd=directory)
-    except (FileNotFoundError, IsADirectoryError):
+    """Remove the manifest of `index`, unless it is gone or none of ours; whether it was removed."""
+    if regular_status(directory, manifest_name(index)) is None:
         return False
-    return True
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(manifest_name(index), dir_fd=directory)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def unless_read_only() -> Iterator[None]:
+    """Leave a change undone where the directory cannot be changed by us."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
 
 
 def sweep(directory: int) -> list[str]:
@@ -173,8 +259,8 @@ def sweep(directory: int) -> list[str]:
     change nothing is removed.
     """
     removed = []
-    try:
-        names = os.listdir(directory)
+    with unless_read_only():
+        names = list_names(directory)
         removed += [name for name in names if _TEMP_NAME.match(name) and unlink_unused(directory, name)]
         manifests = {int(found[1], 16) for name in names if (found := _MANIFEST_NAME.match(name))}
         if manifests - set(snapshot_indexes(directory)):
@@ -182,7 +268,4 @@ def sweep(directory: int) -> list[str]:
                 for index in sorted(manifests - set(snapshot_indexes(directory))):
                     if unlink_manifest(directory, index):
                         removed.append(manifest_name(index))
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
     return removed

@@ -58,6 +58,13 @@ class SnapshotTruncated(SnapshotCorrupt):
     """The bytes ended before the snapshot did."""
 
 
+class KeptPrefixWrong(SnapshotCorrupt):
+    """What an earlier attempt left is not what the sender has. `chunk` is the first that differs.
+
+    It is thrown away from there on, so that the next attempt goes on before it.
+    """
+
+
 class SnapshotTooLarge(SnapstoreError):
     """The source has more bytes than were declared or than the limit allows. Nothing was saved."""
 
@@ -71,7 +78,11 @@ class SnapshotNotDurable(SnapstoreError):
 
 
 class DirectoryPoisoned(SnapstoreError):
-    """An earlier fsync of this directory failed; open a new `SnapshotDir` on it and verify what it has."""
+    """An earlier fsync of this directory failed; a new `SnapshotDir` on it reads back all it has."""
+
+
+class ReceiverSilent(SnapstoreError, TimeoutError):
+    """Who is written to took nothing for the time allowed, or less than the least rate."""
 
 
 class PipeClosed(SnapstoreError):

@@ -59,19 +59,16 @@ class Manifest:
             "chunk_size": self.chunk_size,
             "chunks": "".join(f"{digest:08x}" for digest in self.chunk_digests),
         }
-        fields["seal"] = _seal(fields)
-        return _canonical(fields)
+        return sealed(fields)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read what `to_bytes` wrote; raises SnapshotCorrupt for anything else."""
         try:
-            fields = json.loads(data)
-            if not isinstance(fields, dict) or _canonical(fields) != data:
-                raise ValueError("not in canonical form")
-            if fields.pop("seal", None) != _seal(fields):
-                raise ValueError("the seal is wrong")
-            return cls._from_fields(fields)
+            manifest = cls._from_fields(unsealed(data))
+            if manifest.to_bytes() != data:
+                raise ValueError("not spelled as it must be")
+            return manifest
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise SnapshotCorrupt(f"the manifest is broken: {error}") from error
 
@@ -94,6 +91,21 @@ class Manifest:
         if len(chunk_digests) != -(-size // chunk_size):
             raise ValueError(f"it has {len(chunk_digests)} chunk digests for {size} bytes")
         return cls(SnapshotMeta.from_json(fields), size, int(digest, 16), chunk_size, chunk_digests)
+
+
+def sealed(fields: dict[str, Any]) -> bytes:
+    """Return `fields` as JSON in canonical form, with a seal: its own CRC32C."""
+    return _canonical({**fields, "seal": _seal(fields)})
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return the fields that `sealed` was given; ValueError for anything that it did not make."""
+    fields = json.loads(data)
+    if not isinstance(fields, dict) or _canonical(fields) != data:
+        raise ValueError("not in canonical form")
+    if fields.pop("seal", None) != _seal(fields):
+        raise ValueError("the seal is wrong")
+    return fields
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import os
 
-from snapstore.errors import PipeClosed, SnapshotCorrupt, SnapshotTooLarge, SnapshotTruncated
+from snapstore.errors import (
+    KeptPrefixWrong,
+    PipeClosed,
+    ReceiverSilent,
+    SnapshotCorrupt,
+    SnapshotTooLarge,
+    SnapshotTruncated,
+)
 
 #: The numbers of `_native/pulse.pxi`.
 CANCELLED = -1002
@@ -17,6 +24,8 @@ DIGEST_WRONG = -1005
 FRAME_WRONG = -1006
 IMAGE_CLOSED = -1009
 WHOLE_WRONG = -1010
+KEPT_WRONG = -1011
+TARGET_SILENT = -1012
 
 
 def outcome_error(code: int, size: int, chunk: int) -> Exception:
@@ -33,6 +42,11 @@ def outcome_error(code: int, size: int, chunk: int) -> Exception:
         return SnapshotCorrupt(f"the digest of the whole ({size} bytes) is wrong")
     if code == FRAME_WRONG:
         return SnapshotCorrupt(f"the frame of chunk {chunk} (from byte {size} on) is malformed", chunk)
+    if code == KEPT_WRONG:
+        words = f"chunk {chunk}, kept from an earlier attempt, is not what the sender has"
+        return KeptPrefixWrong(words, chunk)
+    if code == TARGET_SILENT:
+        return ReceiverSilent(f"the receiver took nothing, or too little, after {size} bytes")
     if code == IMAGE_CLOSED:
         return PipeClosed("the snapshot was closed while it was read")
     return OSError(-code, os.strerror(-code))

@@ -89,6 +89,11 @@ class SnapshotStream:
         with self._reading() as reader:
             return reader.image if isinstance(reader, _ImageReader) else reader
 
+    @property
+    def rereadable(self) -> bool:
+        """Whether `source` can be read from its beginning more than once."""
+        return isinstance(self.source, _fastpipe.Image)
+
     @contextmanager
     def watched(self, progress: Progress | None = None) -> Iterator[Progress]:
         """Lend a `Progress` to a transfer of `source`, the one given or a new one, for a `with` block.

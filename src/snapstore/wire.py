@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from snapstore import _fastpipe
 from snapstore.errors import SnapshotCorrupt, SnapshotTruncated
-from snapstore.manifest import DIGEST_ALGORITHM
+from snapstore.manifest import DIGEST_ALGORITHM, Manifest, digest_text
 from snapstore.meta import META_DATA_SIZE_MAX, ConfState, SnapshotMeta, check_index
 
 #: Spoken by both sides, or the offer is refused: it names the frames and the headers below.
@@ -33,6 +33,8 @@ _FRAME_OVERHEAD = 20
 _DATA_HEAD = struct.Struct(">4sIQ")
 _DATA_FOOT = struct.Struct(">I")
 _DATA_MAGIC = b"SNPD"
+
+_OFFSET = "Snapstore-Offset"
 
 _CLUSTER = re.compile(r"[!-~]{0,128}\Z")
 _NUMBER = re.compile(r"[0-9]{1,20}\Z")
@@ -66,7 +68,7 @@ class Offer:
 
     @property
     def body_size(self) -> int | None:
-        """The length of the body in bytes; None where the size is not known."""
+        """The length of a body that repeats nothing, in bytes; None where the size is not known."""
         if self.size is None:
             return None
         chunks = -(-self.size // self.chunk_size)
@@ -74,7 +76,11 @@ class Offer:
         return data + self.size + _FRAME_OVERHEAD * (chunks + 1)
 
     def headers(self) -> list[tuple[str, str]]:
-        """Return the head's fields, the length of the body included."""
+        """Return the head's fields.
+
+        The body's length is not among them: it turns on how much the follower kept of an earlier
+        attempt, which it says when the head is gone.
+        """
         fields = [
             ("Content-Type", CONTENT_TYPE),
             ("Snapstore-Protocol", PROTOCOL),
@@ -88,10 +94,7 @@ class Offer:
             fields.append(("Snapstore-Data-Size", str(self.data_size)))
         if self.size is not None:
             fields.append(("Snapstore-Size", str(self.size)))
-            fields.append(("Content-Length", str(self.body_size)))
-        else:
-            fields.append(("Transfer-Encoding", "chunked"))
-        return fields
+        return [*fields, ("Transfer-Encoding", "chunked")]
 
     @classmethod
     def parse(cls, index: int, headers: Mapping[str, str]) -> Offer:
@@ -116,6 +119,23 @@ class Offer:
         if known and headers.get("content-length", str(offer.body_size)) != str(offer.body_size):
             raise OfferMalformed(f"Content-Length must be {offer.body_size} for this offer")
         return offer
+
+
+def kept_headers(kept: int) -> list[tuple[str, str]]:
+    """Return what a "go on" says of the bytes kept of an earlier attempt.
+
+    For these, in whole chunks, the sender may send digests in place of bytes, so that both sides
+    know that they have the same.
+    """
+    return [(_OFFSET, str(kept))] if kept else []
+
+
+def parse_kept(headers: Mapping[str, str], offer: Offer) -> int:
+    """Read what `kept_headers` wrote, for `offer`. Raises OfferMalformed."""
+    kept = _number(headers, _OFFSET.lower(), _fastpipe.SIZE_MAX if offer.size is None else offer.size)
+    if kept % offer.chunk_size:
+        raise OfferMalformed(f"{_OFFSET} must be a multiple of {offer.chunk_size}, not {kept}")
+    return kept
 
 
 def meta_headers(meta: SnapshotMeta) -> list[tuple[str, str]]:
@@ -167,20 +187,27 @@ def read_data(offer: Offer, read_exactly: Callable[[int], bytes]) -> bytes:
     return data
 
 
-def exact_reader(body: _fastpipe.Body, idle_timeout_s: float | None) -> Callable[[int], bytes]:
+def exact_reader(
+    body: _fastpipe.Body, idle_timeout_s: float | None, rate_min: float = 0
+) -> Callable[[int], bytes]:
     """Return a function that reads exactly so many bytes of `body`, or raises SnapshotTruncated."""
 
     def read_exactly(size: int) -> bytes:
         data = bytearray(size)
         view, done = memoryview(data), 0
         while done < size:
-            count = body.readinto(view[done:], idle_timeout_s=idle_timeout_s)
+            count = body.readinto(view[done:], idle_timeout_s=idle_timeout_s, rate_min=rate_min)
             if count == 0:
                 raise SnapshotTruncated(f"the body ended {size - done} bytes early")
             done += count
         return bytes(data)
 
     return read_exactly
+
+
+def entity_tag(manifest: Manifest) -> str:
+    """Return the ETag of a snapshot's bytes: equal for equal ones, whichever peer has them."""
+    return f'"{digest_text(manifest.digest)}-{manifest.size}"'
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:

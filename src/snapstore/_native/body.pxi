@@ -30,6 +30,7 @@ cdef int64_t socket_read(int fd, char* buffer, size_t size, Pulse* pulse) noexce
     while True:
         count = recv(fd, buffer, size, MSG_DONTWAIT)
         if count >= 0:
+            pulse.window_bytes += count
             return count
         if errno != EAGAIN and errno != EINTR:
             return -errno
@@ -152,8 +153,10 @@ cdef int body_read_all(BodyState* body, char* buffer, size_t size, Pulse* pulse)
 
 # Frames. A chunk travels as a head of 16 bytes, its bytes, and a foot of 4; all numbers big-endian:
 #   magic u32 | length u32 | offset u64 | bytes ... | CRC32C u32
-# The last frame has a magic of its own, no bytes, the snapshot's size as its offset, and the digest
-# of the whole. The digest follows the bytes, so that they are read, digested and sent while they are
+# A chunk that the receiver said it has kept travels without its bytes, under a magic of its own: the
+# receiver compares the digest with its copy's. Such frames come first or not at all. The last frame
+# has another magic, no bytes, the snapshot's size as its offset, and the digest of the whole.
+# The digest follows the bytes, so that they are read, digested and sent while they are
 # in the cache; every field of a head is known beforehand, so a wrong one is seen without a digest.
 
 cdef enum:
@@ -161,6 +164,7 @@ cdef enum:
     FRAME_FOOT_SIZE = 4
 
 cdef uint32_t CHUNK_MAGIC = 0x534E5043   # "SNPC"
+cdef uint32_t KEPT_MAGIC = 0x534E504B    # "SNPK"
 cdef uint32_t END_MAGIC = 0x534E5045     # "SNPE"
 
 cdef struct FrameState:
@@ -168,6 +172,9 @@ cdef struct FrameState:
     uint64_t offset              # of the next chunk
     uint64_t chunk_size
     uint64_t size                # of the snapshot; SIZE_UNKNOWN
+    uint64_t kept_size           # what the receiver has of an earlier attempt, in whole chunks
+    bint kept                    # the frame just read stands for one of those
+    bint bytes_seen              # a frame with bytes came: no kept ones may follow
     uint32_t digest              # of what came so far
     bint short_seen              # a chunk shorter than the chunk size is the last
     bint ended
@@ -200,30 +207,42 @@ cdef int frame_end(FrameState* frame, uint64_t size, Pulse* pulse) noexcept nogi
     return 0
 
 
-cdef int64_t frame_read(FrameState* frame, char* buffer, uint32_t* digest, Pulse* pulse) noexcept nogil:
-    """One chunk into `buffer`, verified; its length, 0 at the end, or a negative outcome."""
+cdef int frame_head(FrameState* frame, uint32_t* magic, uint64_t* length, uint64_t* offset,
+                    Pulse* pulse) noexcept nogil:
     cdef char head[FRAME_HEAD_SIZE]
     cdef uint32_t words[2]
-    cdef uint64_t offset, length, done = 0, piece
-    cdef uint32_t claimed
-    cdef int code
-    if frame.ended:
-        return 0
-    code = body_read_all(frame.body, head, FRAME_HEAD_SIZE, pulse)
+    cdef uint64_t wide
+    cdef int code = body_read_all(frame.body, head, FRAME_HEAD_SIZE, pulse)
     if code:
         return code
     memcpy(words, head, 8)
-    memcpy(&offset, head + 8, 8)
-    length = be32toh(words[1])
-    offset = be64toh(offset)
-    if be32toh(words[0]) == END_MAGIC and length == 0:
-        return frame_end(frame, offset, pulse)
-    if (be32toh(words[0]) != CHUNK_MAGIC or offset != frame.offset or frame.short_seen
-            or length == 0 or length > frame.chunk_size):
+    memcpy(&wide, head + 8, 8)
+    magic[0] = be32toh(words[0])
+    length[0] = be32toh(words[1])
+    offset[0] = be64toh(wide)
+    return 0
+
+
+cdef int frame_check(FrameState* frame, uint32_t magic, uint64_t length, uint64_t offset) noexcept nogil:
+    """Whether this head may come now: each of its fields is known beforehand."""
+    if offset != frame.offset or frame.short_seen or length == 0 or length > frame.chunk_size:
+        return FRAME_WRONG
+    if magic == KEPT_MAGIC:
+        if frame.bytes_seen or length != frame.chunk_size or offset + length > frame.kept_size:
+            return FRAME_WRONG
+    elif magic != CHUNK_MAGIC:
         return FRAME_WRONG
     if frame.size != SIZE_UNKNOWN and length != min(frame.chunk_size, frame.size - offset):
         return TOO_LARGE if offset + length > frame.size else FRAME_WRONG
-    frame.short_seen = length < frame.chunk_size
+    return 0
+
+
+cdef int frame_bytes(FrameState* frame, char* buffer, uint64_t length, uint32_t* digest,
+                     Pulse* pulse) noexcept nogil:
+    """A frame's bytes into `buffer`, digested while they are in the cache."""
+    cdef uint64_t done = 0, piece
+    cdef int code
+    frame.bytes_seen = True
     digest[0] = 0
     while done < length:
         piece = min(length - done, <uint64_t>PIECE_SIZE)
@@ -232,11 +251,37 @@ cdef int64_t frame_read(FrameState* frame, char* buffer, uint32_t* digest, Pulse
             return code
         digest[0] = crc32c_of(digest[0], buffer + done, piece)
         done += piece
-    code = body_read_all(frame.body, <char*>&claimed, FRAME_FOOT_SIZE, pulse)
+    return 0
+
+
+cdef int64_t frame_read(FrameState* frame, char* buffer, uint32_t* digest, Pulse* pulse) noexcept nogil:
+    """One chunk into `buffer`, verified; its length, 0 at the end, or a negative outcome.
+
+    Where `frame.kept` is set afterwards nothing came but `digest`: the caller has the bytes.
+    """
+    cdef uint64_t offset, length
+    cdef uint32_t magic, claimed
+    cdef int code
+    if frame.ended:
+        return 0
+    code = frame_head(frame, &magic, &length, &offset, pulse)
     if code:
         return code
-    if be32toh(claimed) != digest[0]:
+    if magic == END_MAGIC and length == 0:
+        return frame_end(frame, offset, pulse)
+    code = frame_check(frame, magic, length, offset)
+    frame.kept = magic == KEPT_MAGIC
+    if code == 0 and not frame.kept:
+        code = frame_bytes(frame, buffer, length, digest, pulse)
+    if code == 0:
+        code = body_read_all(frame.body, <char*>&claimed, FRAME_FOOT_SIZE, pulse)
+    if code:
+        return code
+    if frame.kept:
+        digest[0] = be32toh(claimed)
+    elif be32toh(claimed) != digest[0]:
         return DIGEST_WRONG
+    frame.short_seen = length < frame.chunk_size
     frame.offset += length
     frame.digest = crc32c_join(frame.digest, digest[0], length)
     return length

@@ -11,6 +11,8 @@ cdef struct DiskTarget:
     int fd
     bint direct                  # O_DIRECT is on
     bint padded                  # the file is longer than the snapshot by some zeros
+    bint overlong                # the file may be longer from an earlier attempt
+    bint keeps                   # what was verified is worth writing, even when the source fails
     uint64_t written
     Ring* ring
     pthread_t thread
@@ -91,17 +93,18 @@ cdef int disk_start(DiskTarget* target) noexcept nogil:
 
 cdef int disk_finish(DiskTarget* target, int code) noexcept nogil:
     """Let the writing thread end, in good order or not; the first outcome that went wrong."""
-    ring_close_writer(target.ring, END_FAILED if code else END_DONE)
+    ring_close_writer(target.ring, END_FAILED if code and not target.keeps else END_DONE)
     if target.threaded:
         pthread_join(target.thread, NULL)
         target.threaded = False
         # Where the writer failed, the receiver saw no more than a closed ring.
-        if target.outcome and (code == 0 or code == RING_CLOSED):
+        if target.outcome and (code == 0 or code == RING_CLOSED or target.keeps):
             code = target.outcome
     if target.direct:
         disk_set_direct(target, False)   # whoever reads the file next has buffers of his own alignment
-    if code == 0 and target.padded and ftruncate(target.fd, <off_t>target.written) < 0:
-        code = -errno
+    if target.padded or (target.overlong and code == 0):
+        if ftruncate(target.fd, <off_t>target.written) < 0 and code == 0:
+            code = -errno
     return code
 
 
@@ -111,14 +114,17 @@ cdef struct SaveLimits:
     size_t chunk_size
     uint32_t chunks
     bint direct
+    uint64_t kept                # bytes of the file that an earlier attempt wrote, in whole chunks
+    bint resumable               # what was verified stays in the file when the source fails
 
 
-cdef int disk_put(DiskTarget* target, char* slot, size_t count, SaveLimits* limits) noexcept nogil:
+cdef int disk_put(DiskTarget* target, char* slot, size_t count, bint kept, SaveLimits* limits) noexcept nogil:
     """Have the reserved slot written: by the other thread, or at once where that is all there is."""
     cdef Ring* ring = target.ring
     cdef int code = 0
-    if target.fd < 0:
-        ring_commit(ring, 0)     # only the digests were wanted
+    if target.fd < 0 or kept:
+        ring_commit(ring, 0)     # only the digests were wanted, or it is in the file already
+        target.written += count if kept else 0
     elif not target.threaded and count <= SINGLE_WRITE_SIZE_MAX and count < ring.chunk_size:
         code = disk_write(target, slot, count)
         ring_commit(ring, 0)
@@ -131,9 +137,35 @@ cdef int disk_put(DiskTarget* target, char* slot, size_t count, SaveLimits* limi
     return code
 
 
-cdef int64_t save_receive(SourceState* source, Ring* ring, SaveLimits* limits, Digests* digests,
+cdef int disk_compare(DiskTarget* target, char* scratch, size_t size, uint32_t digest) noexcept nogil:
+    """Whether the file's next `size` bytes, kept from an earlier attempt, have this digest."""
+    cdef size_t done = 0
+    cdef ssize_t count
+    while done < size:
+        count = pread(target.fd, scratch + done, size - done, <off_t>(target.written + done))
+        if count < 0 and errno != EINTR:
+            return -errno
+        if count == 0:
+            return KEPT_WRONG
+        done += max(count, <ssize_t>0)
+    return 0 if crc32c_of(0, scratch, size) == digest else KEPT_WRONG
+
+
+cdef int save_kept(DiskTarget* target, SaveLimits* limits, Digests* digests) noexcept nogil:
+    """Count in what the caller found to be right already: the first chunks, with the digests expected."""
+    cdef int code = 0
+    while code == 0 and target.written < limits.kept:
+        if digests.count >= digests.expected_count:
+            return TOO_LARGE
+        code = digests_add(digests, digests.expected[digests.count], limits.chunk_size)
+        target.written += limits.chunk_size
+    return code
+
+
+cdef int64_t save_receive(SourceState* source, DiskTarget* target, SaveLimits* limits, Digests* digests,
                           Pulse* pulse) noexcept nogil:
     """Fill the next slot and account for its bytes; how many, 0 at the end, or a negative outcome."""
+    cdef Ring* ring = target.ring
     cdef uint64_t wanted = ring.chunk_size
     cdef uint32_t digest = 0
     cdef int64_t count
@@ -152,6 +184,10 @@ cdef int64_t save_receive(SourceState* source, Ring* ring, SaveLimits* limits, D
         return TOO_LARGE
     if count < <int64_t>wanted and limits.size != SIZE_UNKNOWN:
         return TRUNCATED
+    if source_kept(source):
+        code = disk_compare(target, ring_memory(ring, ring.next_write), count, digest)
+        if code:
+            return code
     code = digests_add(digests, digest, count)
     return code if code else count
 
@@ -163,10 +199,10 @@ cdef int save_chunks(SourceState* source, DiskTarget* target, SaveLimits* limits
     cdef int64_t count
     cdef int code
     while limits.size == SIZE_UNKNOWN or digests.size < limits.size:
-        count = save_receive(source, ring, limits, digests, pulse)
+        count = save_receive(source, target, limits, digests, pulse)
         if count < 0:
             return <int>count
-        code = disk_put(target, ring_memory(ring, ring.next_write), count, limits)
+        code = disk_put(target, ring_memory(ring, ring.next_write), count, source_kept(source), limits)
         if code:
             return code
         # Behind a short chunk of frames stands the closing one, which verifies the whole.
@@ -183,6 +219,7 @@ cdef int save_all(SourceState* source, int fd, SaveLimits* limits, Digests* dige
     cdef int code = 0
     memset(&target, 0, sizeof(DiskTarget))
     target.fd = fd
+    target.overlong = target.keeps = limits.resumable
     if limits.size != SIZE_UNKNOWN and limits.size > limits.size_max:
         return TOO_LARGE
     if fd >= 0 and limits.size != SIZE_UNKNOWN and limits.size > SINGLE_WRITE_SIZE_MAX:
@@ -193,6 +230,12 @@ cdef int save_all(SourceState* source, int fd, SaveLimits* limits, Digests* dige
     target.ring = ring_new(limits.chunk_size, limits.chunks if fd >= 0 else 1)
     if target.ring == NULL:
         return -ENOMEM
-    code = disk_finish(&target, save_chunks(source, &target, limits, digests, pulse))
+    if source.kind == SOURCE_FRAMES:
+        source.frame.kept_size = limits.kept     # the sender's digests will tell whether they are right
+    else:
+        code = save_kept(&target, limits, digests)
+    if code == 0:
+        code = save_chunks(source, &target, limits, digests, pulse)
+    code = disk_finish(&target, code)
     ring_free(target.ring)
     return code

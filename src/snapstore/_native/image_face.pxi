@@ -138,6 +138,8 @@ cdef class Body:
     """
 
     cdef BodyState state
+    cdef uint64_t window_bytes   # the pulse's, from one `readinto` to the next
+    cdef int64_t window_waited_ns
 
     def __init__(self, int fd, bytes kept not None, length):
         if len(kept) > BODY_BUFFER_SIZE:
@@ -162,18 +164,25 @@ cdef class Body:
         """What was read past the body: the beginning of the next message."""
         return self.state.buffer[self.state.buffer_start:self.state.buffer_end]
 
-    def readinto(self, buffer, *, idle_timeout_s=None):
-        """Some bytes of the body; how many, 0 at its end. SnapshotTruncated when the peer leaves."""
+    def readinto(self, buffer, *, idle_timeout_s=None, rate_min=0):
+        """Some bytes of the body; how many, 0 at its end. SnapshotTruncated when the peer leaves.
+
+        `rate_min` in bytes/s is for all calls together: a peer that drips is a silent one.
+        """
         cdef Py_buffer view
         cdef Pulse pulse
         cdef int64_t count
-        pulse_start(&pulse, None, idle_timeout_s)
+        pulse_start(&pulse, None, idle_timeout_s, rate_min)
+        pulse.window_bytes = self.window_bytes
+        pulse.window_waited_ns = self.window_waited_ns
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         try:
             with nogil:
                 count = body_read(&self.state, <char*>view.buf, view.len, &pulse)
         finally:
             PyBuffer_Release(&view)
+        self.window_bytes = pulse.window_bytes
+        self.window_waited_ns = pulse.window_waited_ns
         if count < 0:
             raise_outcome(count, None, 0, 0)
         return count

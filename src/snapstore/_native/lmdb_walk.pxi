@@ -141,6 +141,8 @@ cdef int lmdb_visit_free(
             if code:
                 return code
             value = &map.values[map.value_count - 1]
+            if node.size > map.page_count * map.page_size:
+                return LMDB_WRONG    # more than the file has: nothing to take memory for
             ids = <char*>malloc(max(node.size, 1))
             if ids == NULL:
                 return -ENOMEM

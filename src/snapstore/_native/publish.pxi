@@ -61,6 +61,31 @@ cdef int temp_create(int directory, const char* name, Pulse* pulse) noexcept nog
     return -EBUSY
 
 
+cdef int temp_resume(int directory, const char* name) noexcept nogil:
+    """The file that an earlier attempt kept under this name, or a new one, locked; or a negative errno.
+
+    -EAGAIN when somebody else is at it. Never waits, never follows a link.
+    """
+    cdef struct_stat ours, named
+    cdef int fd, code, attempt
+    for attempt in range(TEMP_ATTEMPTS_MAX):
+        fd = openat(directory, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0o600)
+        if fd < 0:
+            return -errno
+        code = 0
+        if (flock(fd, LOCK_EX | LOCK_NB) < 0 or fstat(fd, &ours) < 0
+                or fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) < 0):
+            code = -errno
+        elif not S_ISREG(ours.st_mode) or ours.st_nlink > 1:
+            code = -EEXIST       # somebody put it there who is not us
+        elif ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
+            return fd
+        close(fd)
+        if code and code != -ENOENT:
+            return code
+    return -EBUSY
+
+
 cdef int nameless_create(int directory) noexcept nogil:
     """A new file without a name, or a negative errno where the file system has none."""
     # Without O_EXCL, which would forbid to name it later; readable, to be verified before it is named.
@@ -152,6 +177,8 @@ cdef int publish_names(Publication* publication) noexcept nogil:
     publication.stage = STAGE_NAME
     if fstatat(publication.directory, publication.name, &status, AT_SYMLINK_NOFOLLOW) == 0:
         code = -EEXIST
+    elif errno != ENOENT:
+        code = -errno
     elif renameat(publication.directory, publication.manifest_temp_name, publication.directory,
                   publication.manifest_name) < 0:
         code = -errno

@@ -2,6 +2,10 @@
 #
 # Time, Ctrl-C, the caller's wish to stop, and the peer's silence. No buffers, no files. A wait is
 # cut into slices, so that a signal handler (which only the main thread may run) is never late.
+#
+# Two rules say when a peer has fallen silent: one wait of `idle_ns_max` without a byte, or so much
+# waiting in all with fewer bytes than the least rate asks for. Only waiting counts: how long our own
+# disk or the source takes is not the peer's doing.
 
 cdef enum:
     SLICE_MS = 50                # a wait this long, then a look around: half of what is promised
@@ -18,6 +22,8 @@ cdef enum:
     RING_CLOSED = -1008          # the pipe's other end went away
     IMAGE_CLOSED = -1009         # the snapshot behind an image was given back
     WHOLE_WRONG = -1010          # all chunks were right, and the digest of the whole is not
+    KEPT_WRONG = -1011           # a chunk kept from an earlier attempt is not what the sender has
+    TARGET_SILENT = -1012        # who is written to takes nothing, or too little
 
 cdef struct ProgressState:
     uint64_t bytes
@@ -26,6 +32,9 @@ cdef struct ProgressState:
 cdef struct Pulse:
     int64_t checked_ns           # when signals were last looked at
     int64_t idle_ns_max          # silence allowed in one wait; negative: for ever
+    uint64_t window_bytes_min    # what must pass for each `idle_ns_max` of waiting
+    uint64_t window_bytes        # what has passed in this one
+    int64_t window_waited_ns
     bint on_main                 # only the main thread runs Python's signal handlers
     ProgressState* progress      # NULL: nobody watches
 
@@ -67,6 +76,18 @@ cdef int pulse_check(Pulse* pulse) noexcept nogil:
     return SIGNALLED if run_signal_handlers() else 0
 
 
+cdef int pulse_waited(Pulse* pulse, int64_t waited_ns) noexcept nogil:
+    """Account for some waiting; -ETIMEDOUT where a window of it is full and too little has passed."""
+    pulse.window_waited_ns += waited_ns
+    if pulse.idle_ns_max < 0 or pulse.window_waited_ns < pulse.idle_ns_max:
+        return 0
+    if pulse.window_bytes < pulse.window_bytes_min:
+        return -ETIMEDOUT
+    pulse.window_waited_ns = 0
+    pulse.window_bytes = 0
+    return 0
+
+
 cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
     """Wait until `fd` is ready for `events`; 0, an outcome, -ETIMEDOUT, or another negative errno."""
     cdef pollfd waited
@@ -79,7 +100,7 @@ cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
         ready = poll(&waited, 1, SLICE_MS)
         if ready > 0:
             # An error or a hang-up is for the read or the write that follows to report.
-            return -EBADF if waited.revents & POLLNVAL else 0
+            return -EBADF if waited.revents & POLLNVAL else pulse_waited(pulse, now_ns() - began)
         if ready < 0 and errno != EINTR:
             return -errno
         if ready < 0:

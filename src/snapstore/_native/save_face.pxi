@@ -4,8 +4,10 @@ cdef class SaveFile:
     """A new file in a directory, nameless or under a temporary name, until `publish` names it.
 
     `directory_fd` is the directory's descriptor. `temp_name` is used where the file system knows no
-    nameless files, or where `nameless` is false. Owns its descriptors from the first moment: a file
-    that is dropped, for whatever reason, leaves nothing behind. One thread at a time.
+    nameless files, or where `nameless` is false; with `resume` the file that has this name is gone on
+    with, or BlockingIOError raised when another saver has it. Owns its descriptors from the first
+    moment: a file that is dropped, for whatever reason, leaves nothing behind, unless it is told to
+    `keep`. One thread at a time.
     """
 
     cdef int directory
@@ -19,10 +21,11 @@ cdef class SaveFile:
         self.directory = self.file = -1
         self.pid = getpid()
 
-    def __init__(self, int directory_fd, bytes temp_name not None, *, nameless=True):
+    def __init__(self, int directory_fd, bytes temp_name not None, *, nameless=True, resume=False):
         cdef int code = -EOPNOTSUPP
         cdef const char* temp = temp_name
-        cdef bint try_nameless = nameless
+        cdef bint try_nameless = nameless and not resume
+        cdef bint try_resume = resume
         cdef Pulse pulse
         self.drop()
         self.directory = fcntl(directory_fd, F_DUPFD_CLOEXEC, 0)
@@ -34,7 +37,7 @@ cdef class SaveFile:
         if code < 0 and (not try_nameless or nameless_unsupported(code)):
             pulse_start(&pulse, None, None)
             with nogil:
-                code = temp_create(self.directory, temp, &pulse)
+                code = temp_resume(self.directory, temp) if try_resume else temp_create(self.directory, temp, &pulse)
             if code >= 0:
                 self.temp_name = temp_name
         if code < 0:
@@ -100,6 +103,23 @@ cdef class SaveFile:
         if code == SIGNALLED:
             pass_on_exception()
         return STAGE_NAMES[<int>publication.stage], -code, publication.sync_ns / 1e9
+
+    def keep(self, size):
+        """Close the file and leave its first `size` bytes under its temporary name, for a later attempt."""
+        cdef off_t length = <off_t>check_size(size, "size")
+        cdef int code = 0
+        self.begin()
+        self.busy = False
+        if self.temp_name is None:
+            raise ValueError("the file has no name under which it could be kept")
+        with nogil:
+            if ftruncate(self.file, length) < 0:
+                code = -errno
+        if code == 0:
+            self.temp_name = None
+        self.drop()
+        if code:
+            raise_outcome(code, None, 0, 0)
 
     def discard(self):
         """Close the file and leave nothing of it, unless it was published. May come twice."""

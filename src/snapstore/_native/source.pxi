@@ -45,6 +45,7 @@ cdef int64_t stream_read(SourceState* source, char* buffer, size_t size, Pulse* 
                 return code
         count = read(source.fd, buffer, size)
         if count >= 0:
+            pulse.window_bytes += count
             return count
         if errno == EAGAIN:
             source.polls = True
@@ -164,6 +165,11 @@ cdef int source_at_end(SourceState* source, Pulse* pulse) noexcept nogil:
         source.left = 1
         count = source_read(source, &byte, 1, pulse)
     return <int>count if count <= 0 else TOO_LARGE
+
+
+cdef inline bint source_kept(SourceState* source) noexcept nogil:
+    """Whether what came last is a chunk that the receiver kept from an earlier attempt."""
+    return source.kind == SOURCE_FRAMES and source.frame.kept
 
 
 cdef void source_finish(SourceState* source) noexcept nogil:

@@ -100,6 +100,8 @@ cdef int target_wait(StreamTarget* target, Pulse* pulse) noexcept nogil:
     """Wait for room; EPIPE when the peer answers instead, as it does when it refuses midway."""
     cdef pollfd looked
     cdef int code = pulse_wait_fd(pulse, target.fd, (POLLOUT | POLLIN) if target.heeds_answer else POLLOUT)
+    if code == -ETIMEDOUT:
+        return TARGET_SILENT
     if code or not target.heeds_answer:
         return code
     looked.fd = target.fd
@@ -117,6 +119,7 @@ cdef int target_write(StreamTarget* target, const char* data, size_t size, Pulse
                 return code
         count = target_write_some(target, data, size)
         if count > 0:
+            pulse.window_bytes += count
             data += count
             size -= count
         elif count == 0:
@@ -189,6 +192,7 @@ cdef int64_t stream_out(SourceState* source, int fd, char* scratch, size_t scrat
 cdef struct FrameTarget:
     StreamTarget stream
     bint http_chunked            # each frame is a chunk of the HTTP body besides
+    uint64_t kept_size           # what the receiver has already: its digests will do
     char* scratch                # as large as a chunk
     size_t chunk_size
 
@@ -196,9 +200,10 @@ cdef struct FrameTarget:
 cdef int frame_open(FrameTarget* target, uint32_t magic, size_t length, uint64_t offset,
                     Pulse* pulse) noexcept nogil:
     cdef char head[64]
+    cdef size_t carried = 0 if magic == KEPT_MAGIC else length
     cdef int start = 0
     if target.http_chunked:
-        start = snprintf(head, 32, b"%zx\r\n", length + FRAME_HEAD_SIZE + FRAME_FOOT_SIZE)
+        start = snprintf(head, 32, b"%zx\r\n", carried + FRAME_HEAD_SIZE + FRAME_FOOT_SIZE)
     frame_pack(head + start, magic, <uint32_t>length, offset)
     return target_write(&target.stream, head, start + FRAME_HEAD_SIZE, pulse)
 
@@ -218,9 +223,10 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
     """One frame; its length, 0 at the end of the source, or a negative outcome.
 
     `length` is the chunk's where it is known beforehand, and then pieces go out as they come; where
-    it is 0 the chunk is gathered first.
+    it is 0 the chunk is gathered first. So is one that the receiver has kept: its digest alone goes.
     """
-    cdef bint gathered = length == 0
+    cdef bint kept = digests.size + target.chunk_size <= target.kept_size
+    cdef bint gathered = length == 0 or kept
     cdef size_t done = 0
     cdef uint32_t digest = 0, part = 0
     cdef const char* data = target.scratch
@@ -228,10 +234,14 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
     cdef int code = 0
     if gathered:
         count = source_fill(source, target.scratch, target.chunk_size, &part, pulse)
-        if count <= 0:
-            return count
+        if count <= 0 or <size_t>count < length:
+            return TRUNCATED if length and count >= 0 else count
         length = count
-    code = frame_open(target, CHUNK_MAGIC, length, digests.size, pulse)
+        kept = kept and length == target.chunk_size
+    if kept:
+        digest = part
+        done = length
+    code = frame_open(target, KEPT_MAGIC if kept else CHUNK_MAGIC, length, digests.size, pulse)
     while code == 0 and done < length:
         if count == 0:
             count = source_next(source, target.scratch, min(<size_t>PIECE_SIZE, length - done), &data, &part,

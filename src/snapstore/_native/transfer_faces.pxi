@@ -20,8 +20,8 @@ cdef class Progress:
         atomic_write_int(&self.state.cancelled, 1)
 
 
-cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s) except -1:
-    cdef double idle_s
+cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s, rate_min=0) except -1:
+    cdef double idle_s, rate
     memset(pulse, 0, sizeof(Pulse))
     pulse.idle_ns_max = -1
     if idle_timeout_s is not None:
@@ -29,6 +29,12 @@ cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s) except -1:
         if not idle_s > 0:
             raise ValueError(f"idle_timeout_s must be above 0, or None for no limit, not {idle_timeout_s}")
         pulse.idle_ns_max = <int64_t>(min(idle_s, 1e9) * 1e9)
+        rate = rate_min
+        if not 0 <= rate <= 1e15:
+            raise ValueError(f"rate_min must be 0 or more bytes/s, not {rate_min}")
+        pulse.window_bytes_min = <uint64_t>(rate * pulse.idle_ns_max / 1e9)
+    elif rate_min:
+        raise ValueError("rate_min needs an idle_timeout_s: it is measured over that time")
     pulse.on_main = threading_main().ident == PyThread_get_thread_ident()
     if progress is not None:
         pulse.progress = &progress.state
@@ -236,13 +242,20 @@ cdef class _Digests:
         free(self.expected)
 
 
-def send(source, fd, *, offset=None, length=None, progress=None, idle_timeout_s=None):
+cdef uint64_t check_kept(kept, chunk_size, size) except? 0xBAD:
+    if check_size(kept, "kept") % chunk_size or (size is not None and kept > size):
+        raise ValueError(f"kept must be whole chunks of {chunk_size} bytes and no more than the size, not {kept}")
+    return kept
+
+
+def send(source, fd, *, offset=None, length=None, progress=None, idle_timeout_s=None, rate_min=0):
     """Write `source` to the descriptor `fd`, bare, in one call without the GIL; how many bytes.
 
     `source` is an Image, a PipeReader, a descriptor, a bytes-like object, or has `read(size)`.
     `offset` and `length` in bytes choose a part of an image, of memory, or of a file given by its
-    descriptor. Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError; what
-    the system refuses raises OSError.
+    descriptor. Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError, and so
+    does so much waiting in all with fewer than `rate_min` bytes for each second of it; what the
+    system refuses raises OSError.
     """
     cdef int target = fd
     cdef _Scratch scratch = _Scratch(PIECE_SIZE)
@@ -253,7 +266,7 @@ def send(source, fd, *, offset=None, length=None, progress=None, idle_timeout_s=
         raise ValueError("a pipe is sent to its end; length is for sources that can be read again")
     opened = _Source(source, offset, length)
     try:
-        pulse_start(&pulse, progress, idle_timeout_s)
+        pulse_start(&pulse, progress, idle_timeout_s, rate_min)
         with nogil:
             count = stream_out(&opened.state, target, scratch.memory, PIECE_SIZE, &pulse)
         if count < 0:
@@ -263,12 +276,15 @@ def send(source, fd, *, offset=None, length=None, progress=None, idle_timeout_s=
         opened.finish()
 
 
-def send_frames(source, fd, *, size, chunk_size, http_chunked=False, progress=None, idle_timeout_s=None):
+def send_frames(source, fd, *, size, chunk_size, kept=0, http_chunked=False, progress=None,
+                idle_timeout_s=None, rate_min=0):
     """Write `source` to `fd` as the frames of the wire, the closing one included; returns Copied.
 
     `size` is the snapshot's in bytes, or None where only its end tells; a source that has less
     raises SnapshotTruncated, one that has more SnapshotTooLarge, and the peer, which misses the
-    closing frame, keeps nothing. With `http_chunked` each frame is a chunk of the HTTP body.
+    closing frame, keeps nothing. Of the first `kept` bytes, in whole chunks, the peer has a copy: they
+    are read here and only their digests sent. With `http_chunked` each frame is a chunk of the HTTP
+    body. Silence is as in `send`.
     """
     check_chunking(chunk_size, 1)
     cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
@@ -279,12 +295,13 @@ def send_frames(source, fd, *, size, chunk_size, http_chunked=False, progress=No
     cdef FrameTarget target
     cdef Pulse pulse
     try:
-        pulse_start(&pulse, progress, idle_timeout_s)
+        pulse_start(&pulse, progress, idle_timeout_s, rate_min)
         target_look(&target.stream, target_fd)
         target.stream.heeds_answer = target.stream.is_socket
         target.http_chunked = http_chunked
         target.scratch = scratch.memory
         target.chunk_size = chunk_size
+        target.kept_size = check_kept(kept, chunk_size, size)
         with nogil:
             code = frames_out(&target, &opened.state, total, &digests.state, &pulse)
         if code:
@@ -295,7 +312,8 @@ def send_frames(source, fd, *, size, chunk_size, http_chunked=False, progress=No
 
 
 def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SIZE_DEFAULT,
-         chunks=CHUNKS_DEFAULT, direct=True, expected=None, progress=None, idle_timeout_s=None):
+         chunks=CHUNKS_DEFAULT, direct=True, expected=None, kept=0, resumable=False, progress=None,
+         idle_timeout_s=None, rate_min=0):
     """Copy `source` into the file `target_fd`, from its start, in one call without the GIL.
 
     Returns Copied: size in bytes, CRC32C of the whole, CRC32C of each chunk of `chunk_size` bytes.
@@ -303,14 +321,18 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
     buffered with write-out begun at once. `size` in bytes where it is known: room is taken first,
     and a source with less or more is refused (SnapshotTruncated, SnapshotTooLarge); `size_max`
     bounds it in any case. `expected` is each chunk's digest; the first other one raises
-    SnapshotCorrupt. Not durable until an fsync; `SaveFile` does the rest. `target_fd` -1 writes
+    SnapshotCorrupt. The first `kept` bytes of the target, in whole chunks, are there from an earlier
+    attempt: with Frames each is compared with the sender's digest (KeptPrefixWrong); any other source
+    begins behind them, and they count as `expected` says. With `resumable` what was verified before
+    a source failed is written all the same. Silence is as in `send`. Not durable until an fsync; `SaveFile` does the rest. `target_fd` -1 writes
     nowhere and only digests.
     """
     check_chunking(chunk_size, chunks)
     cdef int code, target = target_fd
     cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
+    cdef uint64_t before = check_kept(kept, chunk_size, size)
     cdef _Digests digests = _Digests(expected)
-    cdef _Source opened = _Source(source, None, size, chunk_size)
+    cdef _Source opened = _Source(source, None, None if size is None else total - before, chunk_size)
     cdef SaveLimits limits
     cdef Pulse pulse
     try:
@@ -319,7 +341,9 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
         limits.chunk_size = chunk_size
         limits.chunks = chunks
         limits.direct = direct
-        pulse_start(&pulse, progress, idle_timeout_s)
+        limits.kept = before
+        limits.resumable = resumable
+        pulse_start(&pulse, progress, idle_timeout_s, rate_min)
         with nogil:
             code = save_all(&opened.state, target, &limits, &digests.state, &pulse)
         if code == 0 and expected is not None and digests.state.count != digests.state.expected_count:

@@ -56,10 +56,13 @@ def save(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def ls(args: argparse.Namespace, screen: Screen) -> int:
-    """List what is stored, broken ones too."""
+    """List what is stored, broken ones too, and what was set aside."""
     with _existing(args.dir) as directory:
-        listed = directory.list()
-    fields = {"snapshots": [saved_fields(saved) for saved in listed]}
+        listed, broken = directory.list(), directory.broken()
+    fields = {
+        "snapshots": [saved_fields(saved) for saved in listed],
+        "broken": [{"index": found.index, "size": found.size, "path": str(found.path)} for found in broken],
+    }
     rows = [
         (
             str(saved.index),
@@ -70,12 +73,16 @@ def ls(args: argparse.Namespace, screen: Screen) -> int:
         )
         for saved in listed
     ]
+    rows += [
+        (str(found.index), "-", format_size(found.size), "-", f"broken, set aside as {found.path.name}")
+        for found in broken
+    ]
     screen.table(fields, ("INDEX", "TERM", "SIZE", "DIGEST", "STATE"), rows)
     return ExitCode.DONE
 
 
 def verify(args: argparse.Namespace, screen: Screen) -> int:
-    """Read one snapshot or all; OUTCOME_BAD when one is not what its manifest says."""
+    """Read one snapshot or all; OUTCOME_BAD when one is not what its manifest says. That is set aside."""
     with _existing(args.dir) as directory:
         listed = directory.list() if args.index is None else [directory.stat(args.index)]
         problems = {}
@@ -119,9 +126,9 @@ def restore(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def purge(args: argparse.Namespace, screen: Screen) -> int:
-    """Remove the oldest; those that are being read stay."""
-    with _existing(args.dir) as directory:
-        removed = list(directory.purge(keep=args.keep))
+    """Remove the oldest, when a newer one was read back; those that are being read stay."""
+    with _existing(args.dir) as directory, transfer_bar(screen, "read back", None) as progress:
+        removed = list(directory.purge(keep=args.keep, progress=progress))
     words = f"removed {', '.join(map(str, removed))}" if removed else "nothing to remove"
     screen.result({"removed": removed}, words)
     return ExitCode.DONE

@@ -193,7 +193,7 @@ def _check(staged: str, *, quick_check: bool) -> None:
         with closing(connect(staged, 0, options="mode=ro&immutable=1")) as database:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0] if quick_check else "ok"
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # Its messages quote the schema.
         raise SnapshotCorrupt(f"SQLite cannot read the database: {error}") from error
     if found != "ok":
         raise SnapshotCorrupt(f"SQLite finds the database damaged: {found}")
