@@ -36,3 +36,24 @@ def pair(background):
     yield reader, writer
     reader.close()  # Whoever still waits after a failure is let go.
     writer.close()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """Signs certificates. Imported here, so that only tests of TLS need what it takes."""
+    from certificates import Authority
+
+    return Authority(tmp_path_factory.mktemp("certificates") / "ours")
+
+
+@pytest.fixture(scope="session")
+def node(authority):
+    """Credentials of a node on this machine."""
+    return authority.issue("127.0.0.1", "localhost")
+
+
+@pytest.fixture
+def secured(nothing_lost, tmp_path, node):
+    """A follower that speaks TLS."""
+    with nodes.Follower(tmp_path / "follower", tls=node.server) as follower:
+        yield follower

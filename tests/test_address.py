@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapstore.transport.address import Address, connect, listen, parse_address, parse_url
+from snapstore.transport.address import Address, connect, listen, parse_address, parse_url, peer_name
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,8 @@ def test_a_wrong_address_is_refused_with_what_would_be_right(text, words):
     [
         "",
         "127.0.0.1:80",
-        "https://127.0.0.1:80",
+        "https+unix://%2Frun%2Fnode.sock",
+        "ftp://127.0.0.1:80",
         "http://",
         "http://host:port",
         "http://host:70000",
@@ -70,8 +71,17 @@ def test_a_wrong_url_is_a_value_error(url):
         parse_url(url)
 
 
-def test_a_url_without_a_port_means_that_of_http():
+def test_a_url_without_a_port_means_that_of_its_scheme():
     assert parse_url("http://host/") == Address("host", 80)
+    assert parse_url("https://host/") == Address("host", 443, tls=True)
+
+
+@pytest.mark.parametrize("url", ["https://host:8443", "https://[::1]:8443"])
+def test_a_url_with_tls_is_read_and_written_back(url):
+    address = parse_url(url)
+    assert address.tls
+    assert address.url == url
+    assert address.http_host == url.removeprefix("https://")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
@@ -82,6 +92,15 @@ def test_any_path_of_a_unix_socket_comes_through_a_url(path):
 def test_the_host_header_names_the_peer_and_for_unix_sockets_this_machine():
     assert parse_address("[::1]:80").http_host == "[::1]:80"
     assert parse_address("unix:/a").http_host == "localhost"
+
+
+def test_the_other_end_of_a_connection_has_a_name_for_people(tmp_path):
+    for place, name in (("127.0.0.1:0", "127.0.0.1:"), (f"unix:{tmp_path}/s", "a local process")):
+        listener, address = listen(parse_address(place))
+        with listener, connect(address, 5.0) as near, listener.accept()[0] as far:
+            assert peer_name(far).startswith(name)
+            near.shutdown(socket.SHUT_RDWR)
+    assert peer_name(near) == "a peer that left"
 
 
 def test_port_zero_takes_a_free_port_and_tells_which():

@@ -122,9 +122,11 @@ def test_a_damaged_snapshot_is_named_and_the_exit_code_tells(stored, tmp_path):
     assert code == ExitCode.OUTCOME_BAD
     assert "digest of chunk 0" in out.splitlines()[1]
     assert out.splitlines()[2].split() == ["8", "ok"]
-    code, _, err = snapstore("restore", stored, 7, tmp_path / "copy")
+    with open(stored / "0000000000000008.db", "r+b") as image:
+        image.write(b"damage")
+    code, _, err = snapstore("restore", stored, 8, tmp_path / "copy")
     assert code == ExitCode.OUTCOME_BAD
-    assert err.splitlines()[-1].startswith(f"snapstore: error: {stored}/0000000000000007.db: the digest")
+    assert err.splitlines()[-1].startswith(f"snapstore: error: {stored}/0000000000000008.db: the digest")
     assert names(tmp_path) == ["stored"]
 
 
@@ -151,7 +153,7 @@ def test_purge_keeps_the_newest(stored):
         ("purge {stored} --keep 0", ExitCode.USAGE, "1 or more"),
         ("send --kv etcd:x --index 1 --term 1 http://a:1", ExitCode.USAGE, "lmdb:PATH"),
         ("send --kv lmdb:x --index 1 --term 1 --cluster é http://a:1", ExitCode.USAGE, "printable"),
-        ("fetch ftp://a 7 --dir {stored}", ExitCode.USAGE, "http://HOST:PORT"),
+        ("fetch ftp://a 7 --dir {stored}", ExitCode.USAGE, "http[s]://HOST:PORT"),
         ("serve --dir {stored} --listen 80", ExitCode.USAGE, "HOST:PORT"),
     ],
 )

@@ -85,13 +85,26 @@ _INDEX = _argument("index", metavar="INDEX", type=parse_index, help="raft's inde
 _AT_INDEX = _argument("--index", metavar="N", type=parse_index, required=True, help="the last applied index")
 _AT_TERM = _argument("--term", metavar="T", type=parse_index, default=0, help="its term (default: 0)")
 _KV = _argument("--kv", metavar="STORE", type=parse_store, required=True, help="lmdb:PATH or sqlite:PATH")
-_URL = _argument("url", metavar="URL", type=checked(_peer_url), help="http://HOST:PORT of a peer")
+_URL = _argument("url", metavar="URL", type=checked(_peer_url), help="http[s]://HOST:PORT of a peer")
 _CLUSTER = _argument(
     "--cluster",
     metavar="NAME",
     type=checked(_cluster),
     default="",
     help="the cluster's name; a server that has one refuses others",
+)
+_ACCESS = (
+    _argument("--tls-cert", metavar="FILE", help="speak TLS: this node's certificate and chain, PEM"),
+    _argument("--tls-key", metavar="FILE", help="its key, PEM, without passphrase"),
+    _argument("--tls-ca", metavar="FILE", help="the authority that signs the peers' certificates, PEM"),
+    _argument(
+        "--token-file",
+        metavar="FILE",
+        help="the token that peers share, on one line (default: $SNAPSTORE_TOKEN)",
+    ),
+)
+_TOKEN_IN_CLEAR = _argument(
+    "--token-in-clear", action="store_true", help="show the token to a peer on another machine without TLS"
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -166,8 +179,11 @@ COMMANDS: tuple[Command, ...] = (
                 help=f"HOST:PORT, [IPV6]:PORT or unix:PATH (default: {LISTEN_DEFAULT}, any free port)",
             ),
             _CLUSTER,
+            *_ACCESS,
         ),
-        "Anybody who reaches the address can read and add snapshots. SIGINT or SIGTERM ends it.",
+        "Open to this machine only, unless --listen says otherwise. With TLS a peer needs a certificate of "
+        "the authority, with a token the token; without either, whoever reaches the address can read and "
+        "add snapshots. SIGINT or SIGTERM ends it.",
     ),
     Command(
         "send",
@@ -178,10 +194,17 @@ COMMANDS: tuple[Command, ...] = (
             _AT_INDEX,
             _argument("--term", metavar="T", type=parse_index, required=True, help="its term"),
             _CLUSTER,
+            *_ACCESS,
+            _TOKEN_IN_CLEAR,
             _URL,
         ),
     ),
-    Command("fetch", "fetch a snapshot from a peer, verified", "peers:fetch", (_URL, _INDEX, _TO_DIR)),
+    Command(
+        "fetch",
+        "fetch a snapshot from a peer, verified",
+        "peers:fetch",
+        (_URL, _INDEX, _TO_DIR, *_ACCESS, _TOKEN_IN_CLEAR),
+    ),
     Command(
         "completion",
         "print a script that completes commands and options in a shell",

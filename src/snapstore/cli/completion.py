@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, screen: Screen) -> int:
         raise MissingExtra("completion needs shtab: pip install 'snapstore[cli]'") from None
     parser = build_parser()
     # By the argument's metavar, since that is what says to people, too, what belongs there.
-    kinds = {"DIR": shtab.DIRECTORY, "SOURCE": shtab.FILE, "TARGET": shtab.FILE}
+    kinds = {"DIR": shtab.DIRECTORY, **dict.fromkeys(("SOURCE", "TARGET", "FILE"), shtab.FILE)}
     for subparser in _subparsers(parser):
         for action in subparser._actions:
             if action.metavar in kinds:

@@ -7,12 +7,13 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from snapstore.cli.access import client_of, reach_of, server_tls, token_of
 from snapstore.cli.exits import ExitCode
 from snapstore.cli.screen import format_size, transfer_bar
 from snapstore.cli.stored import saved_fields, saved_text
 from snapstore.directory import SnapshotDir
 from snapstore.meta import SnapshotMeta
-from snapstore.transport.http import SnapshotClient, SnapshotServer
+from snapstore.transport.http import SnapshotServer
 
 if TYPE_CHECKING:
     import argparse
@@ -30,13 +31,19 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
     def on_saved(saved: SavedSnapshot) -> None:
         screen.result({"event": "saved", **saved_fields(saved)}, saved_text(saved))
 
+    tls, token = server_tls(args), token_of(args)
     with (
         _logged_to(screen),
         _signals_held(),
         SnapshotDir(args.dir) as directory,
-        SnapshotServer(directory, args.listen, on_saved=on_saved, cluster=args.cluster) as server,
+        SnapshotServer(
+            directory, args.listen, on_saved=on_saved, cluster=args.cluster, tls=tls, token=token
+        ) as server,
     ):
-        screen.result({"event": "listening", "url": server.url}, f"listening on {server.url}")
+        reach, warning = reach_of(server.address, token)
+        screen.note(warning or f"open {reach}")
+        fields = {"event": "listening", "url": server.url, "reach": reach, "warning": warning}
+        screen.result(fields, f"listening on {server.url}")
         signal.sigwait(_END_SIGNALS)
     return ExitCode.DONE
 
@@ -45,7 +52,7 @@ def send(args: argparse.Namespace, screen: Screen) -> int:
     """Pin a store and send it; done when the peer has saved it for good."""
     from snapstore.cli.stores import pinned_stream
 
-    client = SnapshotClient(cluster=args.cluster)
+    client = client_of(args, args.cluster)
     with (
         pinned_stream(args.kv, SnapshotMeta(args.index, args.term)) as stream,
         transfer_bar(screen, f"send {args.index}", stream.size) as progress,
@@ -65,7 +72,7 @@ def send(args: argparse.Namespace, screen: Screen) -> int:
 
 def fetch(args: argparse.Namespace, screen: Screen) -> int:
     """Fetch a snapshot into a directory, verified chunk by chunk."""
-    client = SnapshotClient()
+    client = client_of(args)
     sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
     with (
         SnapshotDir(args.dir) as directory,

@@ -14,14 +14,18 @@ from urllib.parse import quote, unquote, urlsplit
 #: What a listener gets where nothing else is said: this machine alone, any free port.
 ADDRESS_DEFAULT = "127.0.0.1:0"
 
+#: The ports of URLs that name none (RFC 9110, 4.2).
+_PORTS = {"http": 80, "https": 443}
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A place to listen on or connect to: a host and a port, or the path of a Unix socket."""
+    """A place to listen on or connect to: a host and a port, with TLS or without, or a Unix socket's path."""
 
     host: str
     port: int
     path: str | None = None
+    tls: bool = False
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -33,7 +37,7 @@ class Address:
         """The same as a URL."""
         if self.path is not None:
             return f"http+unix://{quote(self.path, safe='')}"
-        return f"http://{self}"
+        return f"{'https' if self.tls else 'http'}://{self}"
 
     @property
     def http_host(self) -> str:
@@ -60,21 +64,23 @@ def parse_address(text: str) -> Address:
 
 
 def parse_url(url: str) -> Address:
-    """Read `http://HOST:PORT`, `http://[IPV6]:PORT` or `http+unix://%2Fpath`; raises ValueError."""
+    """Read `http://HOST:PORT`, `https://[IPV6]:PORT` or `http+unix://%2Fpath`; raises ValueError."""
     parts = urlsplit(url)
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"a peer's URL ends behind the port, not with {url!r}")
     if parts.scheme == "http+unix" and parts.netloc:
         return Address("", 0, unquote(parts.netloc))
-    if parts.scheme != "http" or not parts.hostname or parts.username is not None:
-        raise ValueError(f"a peer's URL is http://HOST:PORT or http+unix://%2Fpath, not {url!r}")
-    return Address(parts.hostname, 80 if parts.port is None else parts.port)
+    if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
+        raise ValueError(f"a peer's URL is http[s]://HOST:PORT or http+unix://%2Fpath, not {url!r}")
+    port = _PORTS[parts.scheme] if parts.port is None else parts.port
+    return Address(parts.hostname, port, tls=parts.scheme == "https")
 
 
 def listen(address: Address) -> tuple[socket.socket, Address]:
     """Return a listening socket and the address it got (port 0 asks for any free one).
 
-    The name that a killed listener left on a Unix socket is taken over; a living one's is not.
+    A Unix socket is for its owner only, mode 0600. The name that a killed listener left is taken over;
+    a living one's is not.
     """
     if address.path is not None:
         return _listen_unix(address.path), address
@@ -94,6 +100,7 @@ def _listen_unix(path: str) -> socket.socket:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         listener.bind(path)
+        os.chmod(path, 0o600)  # Whatever the umask: who may connect may read all that is served.
         listener.listen()
     except OSError as error:
         listener.close()
@@ -111,6 +118,15 @@ def _is_abandoned(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # A living listener with a full queue must not hold us up.
         return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def peer_name(connection: socket.socket) -> str:
+    """Return who is at the other end, for people: `HOST:PORT`, or that it is a local process."""
+    try:
+        peer: Any = connection.getpeername()
+    except OSError:
+        return "a peer that left"
+    return str(Address(peer[0], peer[1])) if isinstance(peer, tuple) else "a local process"
 
 
 def connect(address: Address, timeout_s: float) -> socket.socket:

@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING
 from snapstore import _fastpipe
 from snapstore.errors import PeerRejected, SnapshotNotFound, SnapstoreError
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
-from snapstore.wire import Offer, OfferMalformed, meta_headers, parse_index, parse_range, to_json
+from snapstore.transport.token import shows_token
+from snapstore.wire import (
+    Offer,
+    OfferMalformed,
+    entity_tag,
+    kept_headers,
+    meta_headers,
+    parse_index,
+    parse_range,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +56,10 @@ _JSON = ("Content-Type", "application/json")
 
 
 class Connection:
-    """Speaks HTTP/1.1 with one peer, on the thread that calls `run`."""
+    """Speaks HTTP/1.1 with one peer, on the thread that calls `run`.
+
+    `peer` is what the log calls it; with a `token` it has to show that with each request.
+    """
 
     def __init__(
         self,
@@ -54,13 +67,19 @@ class Connection:
         directory: SnapshotDir,
         receiver: Receiver,
         *,
+        peer: str,
+        token: str | None,
         idle_timeout_s: float,
+        rate_min: float,
         head_timeout_s: float = HEAD_TIMEOUT_S,
     ) -> None:
         self._socket = sock
         self._directory = directory
         self._receiver = receiver
+        self._peer = peer
+        self._token = token
         self._idle_timeout_s = idle_timeout_s
+        self._rate_min = rate_min
         self._head_timeout_s = head_timeout_s
         self._keep_alive = True
 
@@ -76,34 +95,44 @@ class Connection:
                 kept = self._answer_request(head)
         except (ConnectionError, TimeoutError) as error:
             # Whatever it was in the middle of has been undone, and nobody is there to be told.
-            logger.info("%s left or fell silent: %s", self._peer(), error)
+            logger.info("%s left or fell silent: %s", self._peer, error)
 
     def _read_head(self, kept: bytes) -> Head | None:
         try:
             return read_request(self._socket, kept, self._head_timeout_s)
         except HeadMalformed as error:
-            self._refuse(PeerRejected(error.status, str(error)))
+            self.refuse(PeerRejected(error.status, str(error)))
         except TimeoutError:
             words = f"no whole head within {self._head_timeout_s:g} s"
-            self._refuse(PeerRejected(HTTPStatus.REQUEST_TIMEOUT, words))
+            self.refuse(PeerRejected(HTTPStatus.REQUEST_TIMEOUT, words))
         return None
 
     def _answer_request(self, head: Head) -> bytes:
         """Answer one request; what was read of the next one. A refusal ends the connection."""
         try:
+            self._check_token(head)
             if head.method == "PUT":
                 return self._put(head)
             self._get(head)
             return head.kept
         except PeerRejected as rejected:
-            self._refuse(rejected, head)
+            self.refuse(rejected, head)
         except (ConnectionError, TimeoutError):
             raise
         except Exception:
             logger.exception("%s %s failed for a reason of our own", head.method, head.target)
             words = "this node failed; its log says why"
-            self._refuse(PeerRejected(HTTPStatus.INTERNAL_SERVER_ERROR, words), head)
+            self.refuse(PeerRejected(HTTPStatus.INTERNAL_SERVER_ERROR, words), head)
         return b""
+
+    def _check_token(self, head: Head) -> None:
+        """Before anything else is read or decided; health is asked for by those who have no secrets."""
+        if self._token is None or shows_token(head.headers, self._token):
+            return
+        if head.method in ("GET", "HEAD") and head.target == "/healthz":
+            return
+        words = "the bearer token is wrong" if "authorization" in head.headers else "show the bearer token"
+        raise PeerRejected(HTTPStatus.UNAUTHORIZED, words)
 
     # The push.
 
@@ -117,17 +146,18 @@ class Connection:
             raise PeerRejected(HTTPStatus.BAD_REQUEST, str(error)) from None
         body = _fastpipe.Body(self._socket.fileno(), head.kept, head.body_length)
         waiting = head.headers.get("expect", "").lower() == "100-continue"
-        status, answer = self._receiver.receive(offer, body, self._send_continue if waiting else lambda: None)
+        go_on = self._send_continue if waiting else lambda _kept: None
+        status, answer = self._receiver.receive(offer, body, go_on)
         # A peer may send its body although it was not wanted.
         self._keep_alive = self._keep_alive and body.ended
-        logger.info("snapshot %d from %s: %s", index, self._peer(), answer)
+        logger.info("snapshot %d from %s: %s", index, self._peer, answer)
         self._respond(status, to_json(answer))
         if not body.ended:
             self._linger()
         return body.leftover
 
-    def _send_continue(self) -> None:
-        self._send(response_head(HTTPStatus.CONTINUE, []))
+    def _send_continue(self, kept: int) -> None:
+        self._send(response_head(HTTPStatus.CONTINUE, kept_headers(kept)))
 
     # What is stored.
 
@@ -171,7 +201,7 @@ class Connection:
         saved = stored.saved
         if saved.manifest is not None:
             digest = base64.b64encode(saved.manifest.digest.to_bytes(4, "big")).decode()
-            headers += [("Repr-Digest", f"crc32c=:{digest}:"), ("ETag", f'"{saved.digest}-{saved.size}"')]
+            headers += [("Repr-Digest", f"crc32c=:{digest}:"), ("ETag", entity_tag(saved.manifest))]
             headers += meta_headers(saved.meta)
         status, start, length = HTTPStatus.OK, 0, saved.size
         etag = dict(headers).get("ETag")
@@ -197,6 +227,7 @@ class Connection:
                 offset=start,
                 length=length,
                 idle_timeout_s=self._idle_timeout_s,
+                rate_min=self._rate_min,
             )
         except (OSError, SnapstoreError) as error:
             raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
@@ -205,11 +236,13 @@ class Connection:
 
     # Answers.
 
-    def _refuse(self, rejected: PeerRejected, head: Head | None = None) -> None:
+    def refuse(self, rejected: PeerRejected, head: Head | None = None) -> None:
         """Answer with a no and end the connection; `head` is the request's, where it could be read."""
-        logger.warning("refused %s: %s", self._peer(), rejected)
+        logger.warning("refused %s: %s", self._peer, rejected)
         self._keep_alive = False
         headers = [_JSON]
+        if rejected.status == HTTPStatus.UNAUTHORIZED:
+            headers.append(("WWW-Authenticate", "Bearer"))
         if rejected.retry_after_s is not None:
             headers.append(("Retry-After", str(max(1, round(rejected.retry_after_s)))))
         with contextlib.suppress(OSError):
@@ -218,15 +251,8 @@ class Connection:
                 self._linger()
 
     def _linger(self) -> None:
-        """Throw away what still comes, for a while: an unread byte would turn our answer into a reset."""
         self._keep_alive = False
-        until = time.monotonic() + LINGER_S
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-            while (left_s := until - time.monotonic()) > 0:
-                self._socket.settimeout(left_s)
-                if not self._socket.recv(64 * 1024):
-                    return
+        linger(self._socket, LINGER_S)
 
     def _respond(
         self,
@@ -244,8 +270,13 @@ class Connection:
         self._socket.settimeout(self._idle_timeout_s)
         self._socket.sendall(data)
 
-    def _peer(self) -> str:
-        try:
-            return str(self._socket.getpeername() or "a local process")
-        except OSError:
-            return "a peer that left"
+
+def linger(sock: socket.socket, timeout_s: float) -> None:
+    """Throw away what still comes, for a while: an unread byte would turn our answer into a reset."""
+    until_s = time.monotonic() + timeout_s
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        while (left_s := until_s - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            if not sock.recv(64 * 1024):
+                return

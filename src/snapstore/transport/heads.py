@@ -1,11 +1,13 @@
 """The heads of HTTP/1.1 over a socket, through h11. Bodies pass by here: the C core moves them.
 
 A fresh h11 connection reads each head and then says what it read beyond it; that goes to the body's
-reader. What h11 forgives and a proxy might read otherwise (two lengths, odd codings) is refused.
+reader. What h11 forgives and a proxy might read otherwise (two lengths, odd codings, lines that end in
+LF alone or go on in the next) is refused.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -27,6 +29,25 @@ _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 _READ_SIZE = 16 * 1024
 
+#: A follower says "go on" once, and a proxy between may add some; a peer that says no more is none of ours.
+_INFORMATIONAL_MAX = 64
+
+#: What is told of a fault in a head, in characters: h11 quotes the line, which may be a whole head long.
+_REASON_SIZE_MAX = 200
+
+#: All methods and paths here are far shorter; what is refused is told to people, who read logs.
+_METHOD_SIZE_MAX = 32
+_TARGET_SIZE_MAX = 512
+
+#: The longest of our own fields, but for the conf state, is a cluster's name.
+_FIELD_SIZE_MAX = 256
+
+#: Where others see a line end, or go on, that we would read otherwise: a bare LF, and a folded line.
+_TWO_WAYS = re.compile(rb"(?<!\r)\n|\n[ \t]")
+
+#: Where h11 quotes the line that is wrong: a token may stand in it, and what is refused is logged.
+_QUOTED = re.compile(r":? (?:bytearray\()?b['\"].*", re.DOTALL)
+
 H = TypeVar("H", h11.Request, h11.Response)
 
 
@@ -34,7 +55,7 @@ class HeadMalformed(ValueError):
     """A head is not HTTP/1.1 as we take it; `status` is the answer to it."""
 
     def __init__(self, message: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
-        super().__init__(message)
+        super().__init__(message[:_REASON_SIZE_MAX])
         self.status = int(status)
 
 
@@ -42,7 +63,7 @@ class HeadMalformed(ValueError):
 class Head:
     """A request's or a response's head. Header names in lower case; `kept` was read beyond it."""
 
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)  # One of them may be a token.
     kept: bytes = field(repr=False)
     method: str = ""
     target: str = ""
@@ -66,6 +87,14 @@ def read_request(sock: socket.socket, kept: bytes, timeout_s: float) -> Head | N
     if found is None:
         return None
     request, kept = found
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise HeadMalformed("this is HTTP/1.1")
+    if len(request.method) > _METHOD_SIZE_MAX:
+        raise HeadMalformed("no method has so long a name", HTTPStatus.NOT_IMPLEMENTED)
+    if len(request.target) > _TARGET_SIZE_MAX:
+        raise HeadMalformed(
+            f"nothing here has a path over {_TARGET_SIZE_MAX} bytes", HTTPStatus.REQUEST_URI_TOO_LONG
+        )
     headers = _headers(request.headers)
     keep_alive = request.http_version == b"1.1" and "close" not in headers.get("connection", "").lower()
     if request.http_version != b"1.1":
@@ -102,40 +131,59 @@ def _read(
     or_continue: bool = False,
 ) -> tuple[H, bytes] | None:
     until = time.monotonic() + timeout_s
-    begun = bool(kept)
+    informational = 0
+    said = bytearray(kept)  # What h11 has and has not made a head of yet.
     try:
         if kept:
             connection.receive_data(kept)
         while True:
             event = connection.next_event()
-            if isinstance(event, h11.InformationalResponse):
-                if or_continue and event.status_code == HTTPStatus.CONTINUE:
-                    return event, connection.trailing_data[0]  # type: ignore[return-value]
+            if event is h11.NEED_DATA:
+                data = _receive(sock, until)
+                if not data and not said and not informational:
+                    return None
+                said += data
+                connection.receive_data(data)
                 continue
+            beyond = connection.trailing_data[0]
+            if _TWO_WAYS.search(said, 0, len(said) - len(beyond)):
+                raise HeadMalformed("a head's lines end in CRLF, and none goes on in the next")
+            said = bytearray(beyond)
             if isinstance(event, kind):
-                return event, connection.trailing_data[0]
-            if event is not h11.NEED_DATA:
+                return event, beyond
+            if not isinstance(event, h11.InformationalResponse):
                 raise ConnectionError(f"the connection ended in a head ({event!r})")
-            sock.settimeout(max(0.001, until - time.monotonic()))
-            data = sock.recv(_READ_SIZE)
-            if not data and not begun:
-                return None
-            begun = True
-            connection.receive_data(data)
+            if or_continue and event.status_code == HTTPStatus.CONTINUE:
+                return event, beyond  # type: ignore[return-value]
+            informational += 1
+            if informational > _INFORMATIONAL_MAX:
+                raise HeadMalformed(f"more than {_INFORMATIONAL_MAX} informational answers, and no answer")
     except TimeoutError:
-        if begun or kind is h11.Response:
+        if said or kind is h11.Response:
             raise
         return None
     except h11.RemoteProtocolError as error:
-        raise HeadMalformed(str(error), error.error_status_hint) from None
+        raise HeadMalformed(_QUOTED.sub("", str(error)), error.error_status_hint) from None
+
+
+def _receive(sock: socket.socket, until: float) -> bytes:
+    """Some bytes; b"" at the end. The deadline is for the whole: a byte now and then does not move it."""
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    sock.settimeout(left_s)
+    return sock.recv(_READ_SIZE)
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name_bytes, value_bytes in raw:
         name, value = name_bytes.decode("ascii"), value_bytes.decode("latin-1")
-        if name in headers and name.startswith("snapstore-"):
-            raise HeadMalformed(f"{name} comes twice")
+        if name.startswith("snapstore-"):
+            if name in headers:
+                raise HeadMalformed(f"{name} comes twice")
+            if len(value) > _FIELD_SIZE_MAX and name != "snapstore-conf-state":
+                raise HeadMalformed(f"{name} has more than {_FIELD_SIZE_MAX} characters")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     length = headers.get("content-length", "0")
     if len(length) > len(str(_fastpipe.SIZE_MAX)) or int(length) > _fastpipe.SIZE_MAX:
@@ -160,8 +208,8 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
 def response_head(status: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool = True) -> bytes:
     """Return a response's head, or that of an informational one (100 Continue)."""
     lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, '')}"]
+    lines += [f"{name}: {value}" for name, value in headers]
     if status >= HTTPStatus.OK:
         lines.append(f"Server: {SERVER_NAME}")
-        lines += [f"{name}: {value}" for name, value in headers]
         lines += [] if keep_alive else ["Connection: close"]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")

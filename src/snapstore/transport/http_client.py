@@ -6,24 +6,32 @@ caller's: a call ends with the peer's answer or with one error that says why the
 
 from __future__ import annotations
 
-import json
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe
-from snapstore.errors import PeerRejected, PeerUnreachable, SnapshotCorrupt, TransportError
-from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
+from snapstore.errors import (
+    PeerRejected,
+    PeerUnreachable,
+    ReceiverSilent,
+    SnapshotCorrupt,
+    TransportError,
+)
+from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest
 from snapstore.meta import check_index
-from snapstore.transport.address import Address, connect, parse_url
+from snapstore.transport.address import Address
+from snapstore.transport.answers import Answers, SentSnapshot, believed
+from snapstore.transport.dial import Dialer
 from snapstore.transport.heads import Head, HeadMalformed, read_response, request_head
-from snapstore.wire import Offer, check_cluster, pack_data
+from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, check_rate
+from snapstore.wire import Offer, OfferMalformed, check_cluster, entity_tag, pack_data, parse_kept
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from snapstore._fastpipe import Progress
     from snapstore.directory import SnapshotDir
@@ -33,41 +41,8 @@ if TYPE_CHECKING:
 #: Within one network a connection takes milliseconds; a peer that needs longer is down.
 CONNECT_TIMEOUT_S = 5.0
 
-#: Silence on the line, either way, after which the peer counts as gone.
-IDLE_TIMEOUT_S = 30.0
-
 #: What the follower may take after the last byte: its fsync of gigabytes, and the node's own step.
 ANSWER_TIMEOUT_S = 300.0
-
-#: An answer is a line of JSON; a peer that sends more is not one of ours.
-_ANSWER_SIZE_MAX = 1024 * 1024
-
-#: Read at a time of an answer; most have less.
-_PIECE_SIZE = 16 * 1024
-
-#: What an answer must have; what a newer follower says besides is passed over.
-_ANSWER_TYPES: dict[str, type | tuple[type, ...]] = {
-    "index": int,
-    "size": int,
-    "digest": str,
-    "existed": bool,
-    "sync_s": (int, float),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SentSnapshot:
-    """What the follower answered: the snapshot is saved there. `size` in bytes.
-
-    `existed` tells that it was there before and no byte was sent; `sync_s` is what the follower's
-    fsyncs took, in seconds.
-    """
-
-    index: int
-    size: int
-    digest: str
-    existed: bool
-    sync_s: float
 
 
 class SnapshotClient:
@@ -75,6 +50,10 @@ class SnapshotClient:
 
     `cluster` goes with each offer. Timeouts in seconds; they follow progress, so no size is too
     large for them.
+
+    `tls` (see `transport.tls.client_context`) is for the peers whose URL is https. `token` goes with
+    each request, but in the clear to this machine only, unless `token_in_clear` says that the
+    network between keeps secrets.
     """
 
     def __init__(
@@ -83,12 +62,27 @@ class SnapshotClient:
         cluster: str = "",
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        rate_min: float = RATE_MIN,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        tls: ssl.SSLContext | None = None,
+        token: str | None = None,
+        token_in_clear: bool = False,
     ) -> None:
         self.cluster = check_cluster(cluster)
         self.connect_timeout_s = connect_timeout_s
         self.idle_timeout_s = idle_timeout_s
+        self.rate_min = check_rate(rate_min)
         self.answer_timeout_s = answer_timeout_s
+        self._answers = Answers(idle_timeout_s, self.rate_min)
+        self._dialer = Dialer(connect_timeout_s, idle_timeout_s, tls, token, token_in_clear=token_in_clear)
+
+    def check_url(self, url: str) -> None:
+        """Raise ValueError where `url` is none, or this client must not speak to it.
+
+        A client with TLS never speaks without it to another machine, whatever the URL says. Each
+        call that takes a URL begins with this.
+        """
+        self._dialer.check(url)
 
     def send_snapshot(
         self,
@@ -104,27 +98,26 @@ class SnapshotClient:
         leaves or falls silent, TransportError when it does not speak as agreed, and as it is what
         reading the stream raises, or the reason it was closed for. The stream stays open: close it,
         or leave its `with`, whatever happened.
+
+        After a break, send the same snapshot again, in the same stream or a new one: the transfer
+        goes on behind what the follower has verified and kept. Both sides read that part again, and
+        compare digests in place of the bytes.
         """
         offer = Offer(stream.meta, stream.size, chunk_size, self.cluster, len(stream.meta.data))
-        with self._connected(url) as (sock, address):
-            with _naming(url):
-                answer = self._offer(sock, address, offer)
-                if answer.status != HTTPStatus.CONTINUE:
-                    return self._sent(sock, answer, offer)
-            # One that said more than "go on" has refused already.
-            copied = None if answer.kept else self._send_body(sock, offer, stream, progress)
-            patience_s = self.connect_timeout_s if copied is None else self.answer_timeout_s
-            with _naming(url):
-                sent = self._sent(sock, read_response(sock, answer.kept, patience_s, of="PUT"), offer)
-        # Where it exists, another sender was quicker, and whose bytes are there is not our concern.
-        if not sent.existed and (copied is None or sent.digest != digest_text(copied.digest)):
-            raise TransportError(f"{url} claims to have saved what it was not sent: {sent}")
-        return sent
+        try:
+            return self._push(url, offer, stream, progress)
+        except PeerRejected as rejected:
+            # It kept bytes of another snapshot that was announced alike; they are gone now.
+            if rejected.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not stream.rereadable:
+                raise
+        return self._push(url, offer, stream, progress)
 
     def list(self, url: str) -> list[dict[str, Any]]:
         """Return what the peer has stored: index, term, size, digest and problem of each."""
-        with self._connected(url) as (sock, address), _naming(url):
-            listed = self._json(sock, self._request(sock, address, "GET", "/v1/snapshots")).get("snapshots")
+        with self._dialer.connected(url) as (sock, address), _naming(url):
+            listed = self._answers.read_json(sock, self._request(sock, address, "GET", "/v1/snapshots")).get(
+                "snapshots"
+            )
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise TransportError(f"{url} did not answer with a list of snapshots")
         return listed
@@ -135,119 +128,118 @@ class SnapshotClient:
         """Fetch the peer's snapshot of `index` into `directory`, verified chunk by chunk.
 
         Raises PeerRejected, PeerUnreachable, SnapshotCorrupt where the bytes are not those of the
-        peer's manifest, and what `SnapshotDir.save_from` raises. A failed fetch leaves nothing.
+        peer's manifest, and what `SnapshotDir.save_from` raises. Fetching again after a break goes on
+        behind what was verified and kept.
         """
         index = check_index(index)
         target = f"/v1/snapshots/{index}"
         manifest = Manifest.from_bytes(self._get(url, target + "/manifest"))
         if manifest.meta.index != index:
             raise SnapshotCorrupt(f"the peer sent the manifest of index {manifest.meta.index} for {index}")
-        with self._connected(url) as (sock, address), _naming(url):
-            head = self._request(sock, address, "GET", target)
-            body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
-            return directory.save_from(
-                body,
-                manifest.meta,
-                size=manifest.size,
-                expected=manifest,
-                progress=progress,
-                idle_timeout_s=self.idle_timeout_s,
-            )
+        with directory.receive(
+            manifest.meta,
+            size=manifest.size,
+            chunk_size=manifest.chunk_size,
+            data_size=len(manifest.meta.data),
+        ) as reception:
+            reception.check(manifest)
+            with self._dialer.connected(url) as (sock, address), _naming(url):
+                head = self._request(sock, address, "GET", target, _range_headers(manifest, reception.kept))
+                if head.status != HTTPStatus.PARTIAL_CONTENT:
+                    reception.kept = 0
+                body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
+                return reception.save(
+                    body,
+                    manifest.meta,
+                    expected=manifest,
+                    progress=progress,
+                    idle_timeout_s=self.idle_timeout_s,
+                    rate_min=self.rate_min,
+                )
 
     # The push.
 
+    def _push(
+        self, url: str, offer: Offer, stream: SnapshotStream, progress: Progress | None
+    ) -> SentSnapshot:
+        with self._dialer.connected(url) as (sock, address):
+            with _naming(url):
+                answer = self._offer(sock, address, offer)
+                if answer.status != HTTPStatus.CONTINUE:
+                    return believed(url, self._answers.read_sent(sock, answer, offer), None)
+                kept = parse_kept(answer.headers, offer)
+            # One that said more than "go on" has refused already.
+            copied = None if answer.kept else self._send_body(sock, offer, stream, kept, progress)
+            patience_s = self.connect_timeout_s if copied is None else self.answer_timeout_s
+            with _naming(url):
+                answer = read_response(sock, answer.kept, patience_s, of="PUT")
+                sent = self._answers.read_sent(sock, answer, offer, kept)
+        return believed(url, sent, copied)
+
     def _offer(self, sock: socket.socket, address: Address, offer: Offer) -> Head:
         """Make the offer; the peer's "go on" (100 Continue), or its answer where that is final."""
-        headers = [("Host", address.http_host), *offer.headers(), ("Expect", "100-continue")]
+        headers = [*self._dialer.headers(address), *offer.headers(), ("Expect", "100-continue")]
         sock.sendall(request_head("PUT", f"/v1/snapshots/{offer.meta.index}", headers))
         return read_response(sock, b"", self.answer_timeout_s, of="PUT", or_continue=True)
 
     def _send_body(
-        self, sock: socket.socket, offer: Offer, stream: SnapshotStream, progress: Progress | None
+        self,
+        sock: socket.socket,
+        offer: Offer,
+        stream: SnapshotStream,
+        kept: int,
+        progress: Progress | None,
     ) -> _fastpipe.Copied | None:
         """Send all of `stream`; None where the line broke: the peer left, or answered in the middle."""
         data = pack_data(stream.meta.data)
-        if data and offer.size is None:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
         try:
             sock.settimeout(self.idle_timeout_s)
-            sock.sendall(data)
+            if data:
+                sock.sendall(b"%x\r\n%b\r\n" % (len(data), data))
             with stream.watched(progress) as watched:
                 return _fastpipe.send_frames(
                     stream.source,
                     sock.fileno(),
                     size=offer.size,
                     chunk_size=offer.chunk_size,
-                    http_chunked=offer.size is None,
+                    kept=kept,
+                    http_chunked=True,
                     progress=watched,
                     idle_timeout_s=self.idle_timeout_s,
+                    rate_min=self.rate_min,
                 )
         except Exception as error:
             # Closed meanwhile, by whoever compacted the log or stopped the store: that is why.
             if stream.reason is not None and stream.reason is not error:
                 raise stream.reason from error
-            if isinstance(error, (ConnectionError, TimeoutError)) and _line_is_broken(sock):
+            if isinstance(error, ReceiverSilent) or (
+                isinstance(error, (ConnectionError, TimeoutError)) and _line_is_broken(sock)
+            ):
                 return None
             raise
-
-    def _sent(self, sock: socket.socket, answer: Head, offer: Offer) -> SentSnapshot:
-        fields = self._json(sock, answer)
-        if answer.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
-            raise _rejected(answer, fields)
-        known: dict[str, Any] = {name: fields.get(name) for name in _ANSWER_TYPES}
-        if known["index"] != offer.meta.index or not all(
-            isinstance(value, _ANSWER_TYPES[name]) for name, value in known.items()
-        ):
-            raise TransportError(f"the peer's answer is not one to this offer: {fields}")
-        return SentSnapshot(**known)
 
     # Requests without a body of ours.
 
     def _get(self, url: str, target: str) -> bytes:
-        with self._connected(url) as (sock, address), _naming(url):
-            return self._read_all(sock, self._request(sock, address, "GET", target), MANIFEST_SIZE_MAX)
+        with self._dialer.connected(url) as (sock, address), _naming(url):
+            return self._answers.read_all(
+                sock, self._request(sock, address, "GET", target), MANIFEST_SIZE_MAX
+            )
 
-    def _request(self, sock: socket.socket, address: Address, method: str, target: str) -> Head:
-        headers = [("Host", address.http_host), ("Connection", "close")]
+    def _request(
+        self,
+        sock: socket.socket,
+        address: Address,
+        method: str,
+        target: str,
+        more: Sequence[tuple[str, str]] = (),
+    ) -> Head:
+        headers = [*self._dialer.headers(address), ("Connection", "close"), *more]
         sock.sendall(request_head(method, target, headers))
         head = read_response(sock, b"", self.answer_timeout_s, of=method)
-        if head.status != HTTPStatus.OK:
-            raise _rejected(head, self._json(sock, head))
+        if head.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            raise self._answers.read_rejection(sock, head)
         return head
-
-    def _read_all(self, sock: socket.socket, head: Head, size_max: int) -> bytes:
-        body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
-        data = bytearray()
-        piece = bytearray(min(size_max, _PIECE_SIZE))
-        try:
-            while count := body.readinto(piece, idle_timeout_s=self.idle_timeout_s):
-                data += memoryview(piece)[:count]
-                if len(data) > size_max:
-                    raise TransportError(f"the peer's answer has more than {size_max} bytes, the limit")
-        except SnapshotCorrupt as error:
-            raise TransportError("the peer's answer broke off, or is malformed") from error
-        return bytes(data)
-
-    def _json(self, sock: socket.socket, head: Head) -> dict[str, Any]:
-        text = self._read_all(sock, head, _ANSWER_SIZE_MAX)
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
-            fields = None
-        if isinstance(fields, dict):
-            return fields
-        return {"error": text[:200].decode("utf-8", "replace") or "no reason given"}
-
-    @contextmanager
-    def _connected(self, url: str) -> Iterator[tuple[socket.socket, Address]]:
-        address = parse_url(url)
-        try:
-            sock = connect(address, self.connect_timeout_s)
-        except OSError as error:
-            raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
-        with sock:
-            sock.settimeout(self.idle_timeout_s)
-            yield sock, address
 
 
 @contextmanager
@@ -255,10 +247,17 @@ def _naming(url: str) -> Iterator[None]:
     """Turn what a line does when it breaks into what the peer at `url` did."""
     try:
         yield
-    except HeadMalformed as error:
+    except (HeadMalformed, OfferMalformed) as error:
         raise TransportError(f"{url} does not speak our HTTP: {error}") from error
     except (ConnectionError, TimeoutError) as error:
         raise PeerUnreachable(f"{url} left or fell silent: {error}") from error
+
+
+def _range_headers(manifest: Manifest, start: int) -> Sequence[tuple[str, str]]:
+    """Ask for what follows `start`, of exactly this snapshot or all of it (RFC 9110, 13.1.5)."""
+    if start == 0:
+        return ()
+    return [("Range", f"bytes={start}-"), ("If-Range", entity_tag(manifest))]
 
 
 def _line_is_broken(sock: socket.socket) -> bool:
@@ -266,12 +265,3 @@ def _line_is_broken(sock: socket.socket) -> bool:
     line = select.poll()
     line.register(sock, select.POLLIN | select.POLLOUT)
     return [events for _, events in line.poll(0)] != [select.POLLOUT]
-
-
-def _rejected(head: Head, fields: dict[str, Any]) -> PeerRejected:
-    retry_after = head.headers.get("retry-after", "")
-    return PeerRejected(
-        head.status,
-        str(fields.get("error", "no reason given")),
-        float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
-    )

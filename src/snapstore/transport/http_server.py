@@ -9,15 +9,22 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import threading
+import time
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from snapstore.errors import ForkedProcess
-from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address
-from snapstore.transport.connection import HEAD_TIMEOUT_S, Connection
+from snapstore.errors import ForkedProcess, PeerRejected
+from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address, peer_name
+from snapstore.transport.connection import HEAD_TIMEOUT_S, LINGER_S, Connection, linger
 from snapstore.transport.heads import response_head
+from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, check_rate
 from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
+from snapstore.transport.relay import Relay
+from snapstore.transport.tls import NotTls
+from snapstore.transport.token import check_token
 from snapstore.wire import HEAD_SIZE_MAX, to_json
 
 if TYPE_CHECKING:
@@ -35,9 +42,6 @@ logger = logging.getLogger("snapstore.transport")
 #: Each connection has a thread; a cluster has a handful of peers, and a storm must not eat memory.
 CONNECTIONS_MAX = 64
 
-#: A link that carries nothing for so long is gone; half of a usual dead-peer time, a dozen heartbeats.
-IDLE_TIMEOUT_S = 30.0
-
 
 class SnapshotServer:
     """Serves one SnapshotDir. It listens and runs as soon as it is made; `close` ends it.
@@ -46,7 +50,12 @@ class SnapshotServer:
     `on_saved(saved)` is called on a thread of the server's after each save and before its answer;
     an exception there is the peer's answer. `on_offer(offer)` may refuse by raising PeerRejected.
     `cluster` refuses offers of other clusters. Timeouts in seconds: `idle_timeout_s` without a byte of
-    a body, either way; `head_timeout_s` for a whole head, and between two requests.
+    a body, either way; `head_timeout_s` for a whole head, for a TLS handshake, and between two
+    requests. A peer that keeps us waiting for fewer than `rate_min` bytes/s, over `idle_timeout_s`
+    each, counts as silent.
+
+    `tls` (see `transport.tls.server_context`) makes it speak TLS only. Peers must show `token`, where
+    there is one, with every request but /healthz.
     """
 
     def __init__(
@@ -60,12 +69,22 @@ class SnapshotServer:
         saves_max: int = SAVES_MAX,
         connections_max: int = CONNECTIONS_MAX,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        rate_min: float = RATE_MIN,
         head_timeout_s: float = HEAD_TIMEOUT_S,
+        tls: ssl.SSLContext | None = None,
+        token: str | None = None,
     ) -> None:
         if min(saves_max, connections_max) < 1 or min(idle_timeout_s, head_timeout_s) <= 0:
             raise ValueError("saves_max and connections_max are 1 or more, timeouts are above 0 seconds")
+        check_rate(rate_min)
+        wanted = parse_address(address)
+        if tls is not None and (wanted.path is not None or tls.protocol == ssl.PROTOCOL_TLS_CLIENT):
+            raise ValueError("TLS needs HOST:PORT to listen on, and a context for the server's side")
+        self._tls = tls
+        self._token = check_token(token)
         self.directory = directory
         self.idle_timeout_s = idle_timeout_s
+        self.rate_min = rate_min
         self.head_timeout_s = head_timeout_s
         self.receiver = Receiver(
             directory,
@@ -74,13 +93,15 @@ class SnapshotServer:
             on_saved=on_saved,
             saves_max=saves_max,
             idle_timeout_s=idle_timeout_s,
+            rate_min=rate_min,
         )
         self._connections_max = connections_max
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._closing = False
-        self._listener, self.address = listen(parse_address(address))
+        self._listener, bound = listen(wanted)
+        self.address = replace(bound, tls=tls is not None)
         self._accepting = threading.Thread(target=self._accept, name="snapstore-accept", daemon=True)
         self._accepting.start()
 
@@ -88,7 +109,7 @@ class SnapshotServer:
 
     @property
     def url(self) -> str:
-        """The address it is bound to, as a URL: `http://HOST:PORT`, or `http+unix://%2Fpath`.
+        """The address it is bound to, as a URL: `http[s]://HOST:PORT`, or `http+unix://%2Fpath`.
 
         Where that is every interface (0.0.0.0), peers need a name of this machine in its place.
         """
@@ -152,6 +173,8 @@ class SnapshotServer:
 
     def _turn_away(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
+            if self._tls is not None:
+                return  # Words would need a handshake, and who accepts must not wait for anybody.
             connection.setblocking(False)
             answer = to_json({"error": f"busy: more than {self._connections_max} connections"})
             headers = [("Content-Length", str(len(answer))), ("Retry-After", f"{RETRY_AFTER_S:.0f}")]
@@ -165,18 +188,49 @@ class SnapshotServer:
             with connection:
                 if connection.family != socket.AF_UNIX:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                Connection(
-                    connection,
-                    self.directory,
-                    self.receiver,
-                    idle_timeout_s=self.idle_timeout_s,
-                    head_timeout_s=self.head_timeout_s,
-                ).run()
+                peer = peer_name(connection)
+                if self._tls is None:
+                    self._connection(connection, peer).run()
+                else:
+                    self._serve_tls(connection, peer, self._tls)
         except Exception:
             logger.exception("a connection failed for a reason of our own")
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
+
+    def _serve_tls(self, network: socket.socket, peer: str, tls: ssl.SSLContext) -> None:
+        until_s = time.monotonic() + self.head_timeout_s
+        try:
+            relay = Relay(
+                network,
+                tls,
+                host=None,
+                handshake_timeout_s=self.head_timeout_s,
+                idle_timeout_s=self.idle_timeout_s,
+            )
+        except NotTls:
+            words = "this port speaks TLS; its URL begins with https://"
+            self._connection(network, peer).refuse(PeerRejected(HTTPStatus.BAD_REQUEST, words))
+        except OSError as error:
+            if not self._closing:
+                logger.warning("refused %s: %s", peer, error)
+            linger(network, min(LINGER_S, until_s - time.monotonic()))  # It should read why.
+        else:
+            with relay:
+                self._connection(relay.plain, peer).run()
+
+    def _connection(self, plain: socket.socket, peer: str) -> Connection:
+        return Connection(
+            plain,
+            self.directory,
+            self.receiver,
+            peer=peer,
+            token=self._token,
+            idle_timeout_s=self.idle_timeout_s,
+            rate_min=self.rate_min,
+            head_timeout_s=self.head_timeout_s,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapstore import _fastpipe
 from snapstore.errors import (
+    KeptPrefixWrong,
     PeerRejected,
     SnapshotBusy,
     SnapshotCorrupt,
@@ -63,6 +64,7 @@ class Receiver:
         on_saved: Callable[[SavedSnapshot], object] | None,
         saves_max: int,
         idle_timeout_s: float,
+        rate_min: float,
     ) -> None:
         self._directory = directory
         self._cluster = check_cluster(cluster)
@@ -70,11 +72,16 @@ class Receiver:
         self._on_saved = on_saved
         self._room = threading.BoundedSemaphore(saves_max)
         self._idle_timeout_s = idle_timeout_s
+        self._rate_min = rate_min
 
     def receive(
-        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]
+        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]
     ) -> tuple[int, dict[str, Any]]:
-        """Decide on `offer`; call `go_on` and save `body`, or raise PeerRejected. (status, answer)."""
+        """Decide on `offer`; call `go_on` and save `body`, or raise PeerRejected. (status, answer).
+
+        `go_on` is told how many bytes were kept of an earlier attempt: the sender may send their
+        digests alone.
+        """
         self._decide(offer)
         try:
             saved, existed = self._settle(offer, body, go_on)
@@ -105,7 +112,7 @@ class Receiver:
         self._ask(self._on_offer, offer, "the node refused the offer")
 
     def _settle(
-        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]
+        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]
     ) -> tuple[SavedSnapshot, bool]:
         """The snapshot, certain to last, and whether it was there before."""
         found = self._existing(offer)
@@ -126,8 +133,9 @@ class Receiver:
             saved = self._directory.confirm(offer.meta.index)
         except SnapshotNotFound:
             return None
-        if saved.problem:
-            raise PeerRejected(HTTPStatus.CONFLICT, f"a broken one is stored: {saved.problem}")
+        if saved.problem:  # It must not keep the good one out.
+            self._directory.set_aside(saved.index, "a peer offers a good one")
+            return None
         same_meta = replace(saved.meta, data=b"") == offer.meta and len(saved.meta.data) == offer.data_size
         if not same_meta or offer.size not in (None, saved.size):
             raise PeerRejected(HTTPStatus.CONFLICT, "a different snapshot of this index is stored")
@@ -145,17 +153,21 @@ class Receiver:
             words = f"{offer.size} bytes offered, {free} bytes free"
             raise PeerRejected(HTTPStatus.INSUFFICIENT_STORAGE, words)
 
-    def _save(self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[], None]) -> SavedSnapshot:
+    def _save(self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]) -> SavedSnapshot:
         self._check_room(offer)
-        with self._place():
-            go_on()
-            data = read_data(offer, exact_reader(body, self._idle_timeout_s))
-            return self._directory.save_from(
+        with (
+            self._place(),
+            self._directory.receive(
+                offer.meta, size=offer.size, chunk_size=offer.chunk_size, data_size=offer.data_size
+            ) as reception,
+        ):
+            go_on(reception.kept)
+            data = read_data(offer, exact_reader(body, self._idle_timeout_s, self._rate_min))
+            return reception.save(
                 _fastpipe.Frames(body, chunk_size=offer.chunk_size, size=offer.size),
                 replace(offer.meta, data=data),
-                size=offer.size,
-                chunk_size=offer.chunk_size,
                 idle_timeout_s=self._idle_timeout_s,
+                rate_min=self._rate_min,
             )
 
     @contextmanager
@@ -183,6 +195,8 @@ class Receiver:
 
 def _status_of(error: OSError | SnapstoreError) -> int:
     """What a failed save is called towards the peer: its fault, or ours."""
+    if isinstance(error, KeptPrefixWrong):
+        return HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
     if isinstance(error, SnapshotCorrupt):
         return HTTPStatus.UNPROCESSABLE_ENTITY
     if isinstance(error, SnapshotTooLarge):

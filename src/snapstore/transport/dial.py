@@ -1,0 +1,101 @@
+"""How a client reaches a peer: the URL judged, the line made, TLS on it, the token in each head.
+
+Knows nothing of what is asked for then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from snapstore.errors import PeerUnreachable, TransportError
+from snapstore.transport.address import Address, connect, parse_url
+from snapstore.transport.relay import Relay
+from snapstore.transport.tls import TlsFailed
+from snapstore.transport.token import check_token, stays_here, token_headers
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+
+class Dialer:
+    """Makes connections to peers, as `SnapshotClient` was told to. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        connect_timeout_s: float,
+        idle_timeout_s: float,
+        tls: ssl.SSLContext | None,
+        token: str | None,
+        *,
+        token_in_clear: bool,
+    ) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._tls = tls
+        self._token = check_token(token)
+        self._token_in_clear = token_in_clear
+
+    def check(self, url: str) -> Address:
+        """Return where `url` is; ValueError where it is no URL, or nobody must be spoken to there."""
+        address = parse_url(url)
+        if address.tls:
+            if self._tls is None:
+                raise ValueError(f"{url} needs tls=, a context with this node's certificate")
+        elif not stays_here(address):
+            if self._tls is not None:
+                raise ValueError(f"{url} is without TLS, and this client has it: should it be https://?")
+            if self._token is not None and not self._token_in_clear:
+                raise ValueError(f"everybody on the way to {url} could read the token: use https://")
+        return address
+
+    def headers(self, address: Address) -> list[tuple[str, str]]:
+        """Return what every request to `address` has."""
+        return [("Host", address.http_host), *token_headers(self._token)]
+
+    @contextmanager
+    def connected(self, url: str) -> Iterator[tuple[socket.socket, Address]]:
+        """Yield a line to the peer at `url`, plain for whoever uses it.
+
+        Raises ValueError, PeerUnreachable, and TransportError where the peers' TLS does not fit.
+        """
+        address = self.check(url)
+        try:
+            network = connect(address, self._connect_timeout_s)
+        except OSError as error:
+            raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
+        with network:
+            if address.tls and self._tls is not None:
+                with self._secured(network, url, address, self._tls) as plain:
+                    yield plain, address
+            else:
+                network.settimeout(self._idle_timeout_s)
+                yield network, address
+
+    @contextmanager
+    def _secured(
+        self, network: socket.socket, url: str, address: Address, tls: ssl.SSLContext
+    ) -> Iterator[socket.socket]:
+        try:
+            relay = Relay(
+                network,
+                tls,
+                host=address.host,
+                handshake_timeout_s=self._connect_timeout_s,
+                idle_timeout_s=self._idle_timeout_s,
+            )
+        except TlsFailed as error:
+            raise TransportError(f"{url}: {error}") from error
+        except OSError as error:
+            raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
+        try:
+            with relay:
+                relay.plain.settimeout(self._idle_timeout_s)
+                yield relay.plain
+        except PeerUnreachable:
+            # With TLS 1.3 a peer refuses our certificate only after the handshake.
+            if isinstance(relay.failure, TlsFailed):
+                raise TransportError(f"{url}: {relay.failure}") from relay.failure
+            raise
