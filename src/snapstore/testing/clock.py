@@ -1,10 +1,6 @@
-"""Simulated twins of the outside, for tests of nodes that embed snapstore.
+"""The twin of `clock.SystemClock`: time that stands still until a test moves it.
 
-Public and kept stable like the rest of the package. Nothing here is imported by snapstore itself,
-and nothing here needs a test framework.
-
-Plan: one class for each thing that comes in through a constructor, of the same shape as the real
-one, plus the verbs with which a test drives it. `FakeClock` stands in for `clock.SystemClock`.
+No threads, no sleeps, and no knowledge of what is timed.
 """
 
 from __future__ import annotations
