@@ -1,0 +1,1 @@
+"""Fuzz targets: each parser of bytes that somebody else wrote. `README.md` says how to run them."""
