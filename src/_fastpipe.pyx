@@ -161,8 +161,8 @@ SIZE_MAX = 2**63 - 1
 CHUNK_SIZE_DEFAULT = 4 * 1024 * 1024
 #: Slots are pages.
 CHUNK_SIZE_MIN = PAGE
-#: Beyond this a chunk only costs memory, and the peer names it: it must not name our memory's end.
-CHUNK_SIZE_MAX = 64 * 1024 * 1024
+#: Beyond this a chunk only costs memory, four slots of it for each save, and it is a peer who names it.
+CHUNK_SIZE_MAX = 16 * 1024 * 1024
 #: One being received, one being written, two against jitter.
 CHUNKS_DEFAULT = 4
 #: The same reason as for the chunk size: memory is chunks times chunk size.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 import nodes
 from pipes_at_work import SIZE
 from snapstore import _fastpipe
+
+
+def pytest_collection_finish():
+    """Let no later collection look at what stays: many tests collect, to see what is left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -35,8 +35,9 @@ AGAIN, AT_A_TIME = 2000, 16
 #: The threads of a server without a connection, with some that Python or the core starts.
 THREADS_MAX = ROOM + 8
 
-#: For each connection its socket and a snapshot that it reads; and what a process has anyway.
-DESCRIPTORS_MAX = 2 * ROOM + 32
+#: For each connection its socket, a snapshot that it reads and, while it opens that, the manifest; and
+#: what a process has anyway.
+DESCRIPTORS_MAX = 3 * ROOM + 32
 
 #: 64 connections with a buffer of 64 KiB and a head of 64 KiB each, and the C library's own arenas.
 GROWTH_MAX = 48 << 20

@@ -90,6 +90,7 @@ def test_a_reader_that_is_slow_holds_the_writer(node, background):
                 sent += client.plain.send(bytes(64 * 1024))
         assert sent < 64 * 1024 * 1024
         assert len(server.plain.recv(1)) == 1
+        client.cut()  # To take leave in good order it would wait for the reader.
 
 
 def test_a_peer_that_takes_nothing_is_cut_when_its_time_is_over(node, background):

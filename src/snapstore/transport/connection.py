@@ -95,7 +95,7 @@ class Connection:
                 kept = self._answer_request(head)
         except (ConnectionError, TimeoutError) as error:
             # Whatever it was in the middle of has been undone, and nobody is there to be told.
-            logger.info("%s left or fell silent: %s", self._peer, error)
+            logger.info("lost %s: %s", self._peer, error)
 
     def _read_head(self, kept: bytes) -> Head | None:
         try:

@@ -162,7 +162,7 @@ class SnapshotServer:
             try:
                 thread.start()  # Under the lock: `close` joins what is listed.
             except RuntimeError as error:  # The system has no thread left for us.
-                logger.warning("a connection was turned away: %s", error)
+                logger.warning("no thread: %s", error)
                 return False
             self._connections[connection] = thread
         return True
@@ -172,6 +172,8 @@ class SnapshotServer:
         threading.Event().wait(0.05)
 
     def _turn_away(self, connection: socket.socket) -> None:
+        if not self._closing:
+            logger.warning("turned away %s: %d connections", peer_name(connection), self._connections_max)
         with connection, contextlib.suppress(OSError):
             if self._tls is not None:
                 return  # Words would need a handshake, and who accepts must not wait for anybody.
