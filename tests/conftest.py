@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import bystander
 import nodes
 from pipes_at_work import SIZE
 from snapstore import _fastpipe
@@ -16,6 +17,12 @@ def pytest_collection_finish():
     """Let no later collection look at what stays: many tests collect, to see what is left."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    if bystander.MET:
+        met = ", ".join(f"{count} {kind}" for kind, count in sorted(bystander.MET.items()))
+        terminalreporter.write_line(f"hostile peers met: {bystander.MET.total()} ({met})")
 
 
 @pytest.fixture

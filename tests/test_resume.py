@@ -382,9 +382,14 @@ class TestKeeping:
 
 
 class TestSweeping:
-    def test_those_of_stored_indexes_go(self, directory):
+    def test_those_before_the_one_that_comes_go(self, directory):
         leave(directory, meta=SnapshotMeta(5))
+        with directory.receive(META, size=None, chunk_size=UNIT):
+            assert names(directory.path) == [PART, PART + ".json"]
+
+    def test_those_of_stored_indexes_go(self, directory):
         leave(directory, meta=SnapshotMeta(7))
+        leave(directory, meta=SnapshotMeta(5))
         directory.save_from(b"newer", 6)
         assert directory.remove_orphans() == [reception.partial_name(5), reception.note_name(5)]
         directory.save_from(b"newer", 7)
@@ -401,11 +406,12 @@ class TestSweeping:
             assert names(directory.path) == []
 
     def test_the_youngest_stay(self, directory):
-        for index in (3, 1, 4, 2):
-            leave(directory, meta=SnapshotMeta(index))
-            os.utime(directory.path / reception.partial_name(index), (0, index + 2**31))
+        for age, index in enumerate((2, 4, 1, 3)):
+            path = directory.path / reception.partial_name(index)
+            path.write_bytes(bytes(UNIT))
+            os.utime(path, (0, path.stat().st_mtime - age))
         directory.remove_orphans()
-        kept = [reception.partial_name(index) for index in (3, 4)]
+        kept = [reception.partial_name(index) for index in (2, 4)]
         assert [name for name in names(directory.path) if not name.endswith(".json")] == kept
 
     def test_a_note_alone_goes_and_what_is_not_ours_stays(self, directory):

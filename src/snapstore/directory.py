@@ -130,7 +130,7 @@ class SnapshotDir(Shelf):
         """
         with self._claimed(meta.index):
             self._refuse_existing(meta.index)
-            self._sweep_partials()
+            self._sweep_partials(meta.index)
             # Up to one chunk there is nothing to go on with, and a nameless file leaves nothing.
             note = note_of(meta, size, chunk_size, data_size) if size is None or size > chunk_size else None
             with self._naming_disk_errors(meta.index), self._new_file(meta.index, named=bool(note)) as file:
@@ -251,9 +251,9 @@ class SnapshotDir(Shelf):
             self._sync()
         return removed
 
-    def _sweep_partials(self) -> Sequence[str]:
+    def _sweep_partials(self, coming: int = 0) -> Sequence[str]:
         newest = self.newest()
-        return sweep_partials(self._fd, newest.index if newest else None)
+        return sweep_partials(self._fd, max(coming, newest.index + 1 if newest else 0))
 
     @contextlib.contextmanager
     def _claimed(self, index: int) -> Iterator[None]:

@@ -116,6 +116,11 @@ class Reception:
         if note is not None:
             self.kept = self._written() if self._is_noted(note) else self._begin(note)
 
+    @property
+    def taken(self) -> int:
+        """How many bytes of the disk an earlier attempt has taken already, written or not."""
+        return os.fstat(self._file.fd).st_blocks * 512
+
     def check(self, manifest: Manifest, progress: Progress | None = None) -> None:
         """Compare what is kept with `manifest`, from the file; `kept` is then how much of it is right.
 
@@ -194,13 +199,13 @@ class Reception:
             os.unlink(note_name(self._index), dir_fd=self._directory)
 
 
-def sweep_partials(directory: int, newest: int | None, now_s: float | None = None) -> list[str]:
+def sweep_partials(directory: int, wanted: int, now_s: float | None = None) -> list[str]:
     """Remove kept chunks that nobody will ask for again; the names that are gone.
 
-    Those of an index not above `newest`, which is stored; those older than PARTIAL_AGE_MAX_S by
-    `now_s` (seconds of the epoch; None: now); of the rest all but the PARTIALS_MAX youngest; notes
-    without chunks. What another saver holds stays, and counts. In a directory that we cannot change
-    nothing is removed.
+    Those of an index below `wanted`, the lowest that a leader may still offer; those older than
+    PARTIAL_AGE_MAX_S by `now_s` (seconds of the epoch; None: now); of the rest all but the
+    PARTIALS_MAX youngest; notes without chunks. What another saver holds stays, and counts. In a
+    directory that we cannot change nothing is removed.
     """
     now_s = time.time() if now_s is None else now_s
     names = disk.list_names(directory)
@@ -211,9 +216,7 @@ def sweep_partials(directory: int, newest: int | None, now_s: float | None = Non
     gone = [
         index
         for index in sorted(partials | notes)
-        if index not in youngest
-        or (newest is not None and index <= newest)
-        or now_s - changed_s[index] > PARTIAL_AGE_MAX_S
+        if index not in youngest or index < wanted or now_s - changed_s[index] > PARTIAL_AGE_MAX_S
     ]
     removed: list[str] = []
     with disk.unless_read_only():

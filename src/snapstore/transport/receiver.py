@@ -141,26 +141,27 @@ class Receiver:
             raise PeerRejected(HTTPStatus.CONFLICT, "a different snapshot of this index is stored")
         return saved
 
-    def _check_room(self, offer: Offer) -> None:
-        if offer.size is None:
-            return
-        if offer.size > self._directory.size_max:
+    def _check_size(self, offer: Offer) -> None:
+        if offer.size is not None and offer.size > self._directory.size_max:
             words = f"the limit is {self._directory.size_max} bytes"
             raise PeerRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, words)
+
+    def _check_room(self, offer: Offer, taken: int) -> None:
         status = os.statvfs(self._directory.path)
         free = status.f_bavail * status.f_frsize
-        if offer.size > free:
+        if offer.size is not None and offer.size > free + taken:
             words = f"{offer.size} bytes offered, {free} bytes free"
             raise PeerRejected(HTTPStatus.INSUFFICIENT_STORAGE, words)
 
     def _save(self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]) -> SavedSnapshot:
-        self._check_room(offer)
+        self._check_size(offer)
         with (
             self._place(),
             self._directory.receive(
                 offer.meta, size=offer.size, chunk_size=offer.chunk_size, data_size=offer.data_size
             ) as reception,
         ):
+            self._check_room(offer, reception.taken)
             go_on(reception.kept)
             data = read_data(offer, exact_reader(body, self._idle_timeout_s, self._rate_min))
             return reception.save(
