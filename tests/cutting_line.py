@@ -12,7 +12,8 @@ _PIECE_SIZE = 256 * 1024
 
 
 class CuttingLine:
-    """Passes connections on to `url`, one after the other; `passed` counts the bytes to the follower.
+    """Passes connections on to `url`, one after the other; `passed` counts the bytes to the follower,
+    `returned` those that came back, of all connections together.
 
     `cut_after(count)` lets so many bytes of the next connection pass to the follower and then cuts
     both ways, by a reset when `reset` is set; None lets all pass.
@@ -22,7 +23,7 @@ class CuttingLine:
         self._target = url
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.passed = 0
+        self.passed = self.returned = 0
         self._left = None
         self._reset = False
         self._thread = threading.Thread(target=self._run)
@@ -68,6 +69,7 @@ class CuttingLine:
         with contextlib.suppress(OSError):
             while data := follower.recv(_PIECE_SIZE):
                 leader.sendall(data)
+                self.returned += len(data)
         with contextlib.suppress(OSError):
             leader.shutdown(socket.SHUT_WR)
 

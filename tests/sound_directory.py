@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 
+from ready_lines import CONTENT, KEPT, UNIT, receive_honestly
 from residue import names
+from snapstore import disk, reception
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotNotDurable
 
@@ -20,8 +22,17 @@ DISPENSABLE = {
     "unlinkat",
 }  # fmt: skip
 
+#: Calls with which a receive reads its note and cuts off what it does not keep; it can do without either.
+DISPENSABLE_TO_RECEIVE = DISPENSABLE | {
+    "fstat", "ftruncate", "ioctl", "lseek", "mremap", "newfstatat", "openat", "read",
+}  # fmt: skip
+
+#: What a receive leaves: a snapshot, or what it kept of one.
+STORED = [disk.snapshot_name(INDEX), disk.manifest_name(INDEX)]
+PARTIAL = [reception.partial_name(INDEX), reception.note_name(INDEX)]
+
 #: Being interrupted, or served in part, is no failure for these.
-GONE_ON_WITH = {"write", "pwrite64", "flock", "futex", "poll"}
+GONE_ON_WITH = {"write", "pread64", "pwrite64", "flock", "futex", "poll"}
 
 
 def check_directory(path, content, *, promised):
@@ -37,15 +48,15 @@ def check_directory(path, content, *, promised):
             assert directory.verify(index).path.read_bytes() == content
 
 
-def check_error(run):
-    """An error that says why; or none, where the save has another way."""
+def check_error(run, *, meant=None, dispensable=DISPENSABLE):
+    """An error that says why; or, where there is another way, the end that was `meant`: None is to return."""
     call, fault, raised = run.point.call, run.point.fault, run.raised
     code = getattr(errno, fault, None)
     if code is None or (code == errno.EINTR and call in GONE_ON_WITH):
-        assert run.returned, raised
+        assert ended_as_meant(run, meant), raised
         return
-    if raised is None:
-        assert call in DISPENSABLE, "it failed, and the save did not say so"
+    if ended_as_meant(run, meant):
+        assert call in dispensable, "it failed, and the save did not say so"
     elif raised.is_a(SnapshotNotDurable):
         assert raised.cause.errno == code, raised.cause
     elif raised.is_a(OSError):
@@ -54,6 +65,11 @@ def check_error(run):
         assert code not in DISK_ERRORS or raised.filename, raised
     else:
         assert (raised.is_a(MemoryError), fault) == (True, "ENOMEM"), raised
+
+
+def ended_as_meant(run, meant):
+    """Whether it returned, or, where an error was `meant`, raised that one."""
+    return run.returned if meant is None or run.raised is None else run.raised.is_a(meant)
 
 
 def check_calm(run):
@@ -75,3 +91,28 @@ def check_run(path, run, content, *, lasting=False):
         if run.raised and not lasting and not run.raised.is_a(SnapshotNotDurable):
             assert names(path) == []
     check_directory(path, content, promised=run.returned)
+
+
+def check_received(path, run, *, meant=None, before=(), size=None, rotten=None, lasting=False):
+    """All promises at once, for a receive that ends as `meant`, in a directory that had the names `before`.
+
+    `rotten` is the number of a kept chunk that has lost a bit: this one may be found wrong, and no other.
+    """
+    check_calm(run)
+    meant_end = ended_as_meant(run, meant)
+    if run.point is None:
+        assert meant_end, run.raised
+    elif not run.killed:
+        check_error(run, meant=meant, dispensable=DISPENSABLE_TO_RECEIVE)
+        if not meant_end and not lasting and not run.raised.is_a(SnapshotNotDurable):
+            assert names(path) in ([], list(before)), names(path)
+    with SnapshotDir(path) as directory:
+        stored = bool(directory.list())
+        assert stored or not run.returned, "it was reported as saved and is gone"
+        assert names(path) in ([STORED] if stored else [[], PARTIAL]), names(path)
+        if not stored:
+            kept, wrong = receive_honestly(directory, INDEX, size=size)
+            assert wrong in (None, rotten), f"chunk {wrong} is wrong"
+            assert run.point or (kept, wrong) == (KEPT if rotten is None else rotten * UNIT, None)
+        assert names(path) == STORED
+        assert directory.verify(INDEX).path.read_bytes() == CONTENT

@@ -377,7 +377,7 @@ def test_a_save_under_way_fails_when_another_ones_last_fsync_did(directory):
 
     class FailsMeanwhile(io.BytesIO):
         def readinto(self, buffer):
-            directory._poison = OSError(5, "Input/output error")
+            directory._directory_sync.fail(5)
             return super().readinto(buffer)
 
     with pytest.raises(DirectoryPoisoned, match="open a new SnapshotDir"):

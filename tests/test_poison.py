@@ -199,7 +199,7 @@ def test_a_marker_that_is_left_while_another_opening_reads_stays_for_the_next(pa
     open_stored = poison.open_stored
 
     def open_and_poison(directory, *given, **options):
-        poison.leave_marker(directory, OSError(errno.EIO, "again"))
+        poison.leave_marker(directory, "again")
         return open_stored(directory, *given, **options)
 
     with monkeypatch.context() as patch:

@@ -24,7 +24,8 @@ import pytest
 
 from broken_savers import BROKEN, GOOD
 from processes import Process
-from snapstore.testing.power_cut import PowerCut, PowerCutUnavailable, WorkloadFailed
+from snapstore.directory import SnapshotDir
+from snapstore.testing.power_cut import PowerCut, PowerCutUnavailable, WorkloadFailed, own_saver
 from snapstore.testing.power_cut.__main__ import main
 from snapstore.testing.power_cut.filesystems import FILE_SYSTEMS
 from snapstore.testing.power_cut.own_saver import check_directory, save_and_purge
@@ -137,6 +138,22 @@ def test_our_savers_lose_nothing(filesystem, tmp_path):
     assert report.violations == ()
     assert report.distinct >= STATES
     assert report.unmountable <= report.distinct // 100
+
+
+def test_what_a_power_cut_takes_of_a_kept_prefix_is_met_and_found():
+    """The check of our savers would say nothing, because the transfer goes on: so another tells of it."""
+
+    def check(path, begun, reported):
+        with SnapshotDir(path / own_saver.DIRECTORY_NAME) as directory:
+            found = []
+            for index in own_saver.partial_indexes(directory):
+                own_saver.lose_page(directory, index)
+                found.append(own_saver.complete(directory, index))
+                assert directory.verify(index).path.read_bytes() == content_of(index)
+        return [f"chunk {chunk} was wrong" for chunk in found if chunk is not None]
+
+    report = run("ext4", own_saver.save_and_purge, check, states=250, violations_max=1)
+    assert "was wrong" in report.violations[0].problems[0]
 
 
 @pytest.mark.parametrize("filesystem", FILE_SYSTEMS)

@@ -31,8 +31,14 @@ def make(request, directory):
     return lambda: _fastpipe.SaveFile(directory, TEMP, nameless=request.param)
 
 
-def publish(file, name=NAME):
-    return file.publish(name, manifest=b"{}", manifest_name=MANIFEST_NAME, manifest_temp_name=MANIFEST_TEMP)
+def publish(file, name=NAME, sync=None):
+    return file.publish(
+        name,
+        manifest=b"{}",
+        manifest_name=MANIFEST_NAME,
+        manifest_temp_name=MANIFEST_TEMP,
+        sync=sync or _fastpipe.DirectorySync(),
+    )
 
 
 def open_descriptors():
@@ -94,6 +100,17 @@ def test_of_two_savers_the_first_to_publish_is_kept(directory, tmp_path):
         assert publish(first)[:2] == ("name", errno.EEXIST)
     assert (tmp_path / NAME.decode()).read_bytes() == b"second"
     assert names(tmp_path) == sorted([NAME.decode(), MANIFEST_NAME.decode()])
+
+
+def test_an_fsync_of_the_directory_that_failed_for_anybody_fails_for_all(make):
+    sync = _fastpipe.DirectorySync()
+    with sync as turn:
+        turn.fail(errno.EIO)
+        turn.fail(errno.ENOSPC)  # Who comes later hears of the first.
+    file = make()
+    file.fill(DATA)
+    assert publish(file, sync=sync)[:2] == ("sync_directory", errno.EIO)
+    assert sync.failed == errno.EIO
 
 
 @pytest.mark.parametrize("leave", ["discard", "with", "drop", "error"])

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from fresh_process import in_a_fresh_process
+from ready_lines import BROKEN_AFTER, KEPT, SIZE, UNIT, ready_line, receive
 from residue import names
-from snapstore import disk
+from rotten import rot
+from snapstore import disk, reception
 from snapstore.directory import SnapshotDir
-from snapstore.errors import SnapshotExists
+from snapstore.errors import KeptPrefixWrong, SnapshotExists, SnapshotTruncated
 from snapstore.testing import syscall_sweep
-from sound_directory import INDEX, check_calm, check_directory, check_run
+from sound_directory import INDEX, PARTIAL, check_calm, check_directory, check_received, check_run
 
 AT_EMPTY_PATH = 0x1000
 
@@ -98,6 +100,40 @@ def sweep_story(title, story, check, **options):
     assert result.points.total() > 10
 
 
+def sweep_receive(
+    title, lines, *, meant=None, left=False, rotten=None, size=SIZE, refused=None, lasting=False
+):
+    """Sweep a receive from one of `lines`: options of `ready_line`, by what the node says it has kept.
+
+    It ends as `meant`. With `left` there is a partial of an earlier attempt, whose chunk `rotten` lost a bit.
+    """
+
+    def broken_line(kept):
+        return ready_line(size=size, broken_after=BROKEN_AFTER)
+
+    def prepare(path):
+        directory = SnapshotDir(path)
+        if left:
+            with pytest.raises(SnapshotTruncated):
+                receive(directory, INDEX, broken_line, size=size)
+        if rotten is not None:
+            rot(path / reception.partial_name(INDEX), bit=8 * rotten * UNIT)
+        return directory, {kept: ready_line(kept=kept, size=size, **line) for kept, line in lines.items()}
+
+    def story(prepared):
+        directory, ready = prepared
+        receive(directory, INDEX, ready.__getitem__, size=size)
+
+    def check(path, run):
+        before = PARTIAL if left else ()
+        check_received(path, run, meant=meant, before=before, size=size, rotten=rotten, lasting=lasting)
+
+    sweep_story(
+        f"receive, {title}, {'lasting' if lasting else 'once'}", story, check,
+        prepare=prepare, refused=refused, lasting=lasting,
+    )  # fmt: skip
+
+
 def in_memory():
     """A scratch directory where fsync costs nothing; no point of a sweep loses what was not synced."""
     fast = Path("/dev/shm")
@@ -120,6 +156,7 @@ def test_a_nameless_save_is_whole_or_nothing_whatever_fails():
     sweep("nameless", "small")
 
 
+@pytest.mark.slow
 @in_a_fresh_process(measured=False)
 def test_a_named_save_of_two_threads_is_whole_or_nothing_whatever_fails():
     sweep("named", "large")
@@ -189,6 +226,33 @@ def test_a_purge_costs_the_kept_ones_nothing_whatever_fails():
             assert len(names(path)) == 2
 
     sweep_story("purge", lambda directory: directory.purge(keep=1), check, prepare=prepare)
+
+
+#: A receive whose line breaks, one that goes on with what that left, and one that finds it to be wrong.
+BROKEN = {"lines": {0: {"broken_after": BROKEN_AFTER}}, "meant": SnapshotTruncated}
+RESUMED = {"lines": {0: {}, KEPT: {}}, "left": True}
+RECEIVES = {
+    "broken": BROKEN,
+    "broken, its size unknown": {**BROKEN, "size": None},
+    "resumed": RESUMED,
+    "resumed, its size unknown": {**RESUMED, "size": None},
+    "resumed, no renameat2": {**RESUMED, "refused": no_renameat2},
+    "rotten": {**RESUMED, "rotten": 1, "meant": KeptPrefixWrong},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RECEIVES)
+@in_a_fresh_process(measured=False)
+def test_a_receive_is_whole_or_goes_on_whatever_fails(kind):
+    sweep_receive(kind, **RECEIVES[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["broken", "resumed", "rotten"])
+@in_a_fresh_process(measured=False)
+def test_a_receive_is_whole_or_goes_on_where_a_disk_stays_broken(kind):
+    sweep_receive(kind, **RECEIVES[kind], lasting=True)
 
 
 @pytest.mark.slow

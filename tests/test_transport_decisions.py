@@ -162,7 +162,7 @@ def test_a_save_whose_name_may_not_last_is_never_told_as_stored(tmp_path, monkey
     """After a failed fsync of the directory, only a new opening may vouch for what it has."""
     with Follower(tmp_path / "follower") as follower:
         push(follower, written())
-        follower.directory._poison = OSError(5, "Input/output error")
+        follower.directory._directory_sync.fail(5)
         error = rejected(follower, written())
         assert error.status == 500
         assert "open a new SnapshotDir" in error.reason

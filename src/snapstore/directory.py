@@ -130,12 +130,14 @@ class SnapshotDir(Shelf):
         """
         with self._claimed(meta.index):
             self._refuse_existing(meta.index)
-            self._sweep_partials(meta.index)
+            with self._naming_disk_errors(meta.index):
+                self._sweep_partials(meta.index)
             # Up to one chunk there is nothing to go on with, and a nameless file leaves nothing.
             note = note_of(meta, size, chunk_size, data_size) if size is None or size > chunk_size else None
             with self._naming_disk_errors(meta.index), self._new_file(meta.index, named=bool(note)) as file:
                 reception = Reception(self._fd, file, meta.index, size, chunk_size, note, self._fill)
                 try:
+                    reception.begin()
                     yield reception
                 except BaseException as error:
                     reception.settle(error)
@@ -180,24 +182,22 @@ class SnapshotDir(Shelf):
             raise
 
     def _publish(self, file: _fastpipe.SaveFile, manifest: Manifest) -> SavedSnapshot:
-        self._check_sound()  # Another save may have failed while these bytes came.
+        self.check_sound()  # Another save may have failed while these bytes came.
         index = manifest.meta.index
         stage, code, sync_s = file.publish(
             disk.snapshot_name(index).encode(),
             manifest=manifest.to_bytes(),
             manifest_name=disk.manifest_name(index).encode(),
             manifest_temp_name=disk.temp_name(index).encode(),
+            sync=self._directory_sync,
         )
         path = self._path(index)
         error = OSError(code, os.strerror(code), str(path))
         if stage == "sync_directory":
-            self._poison = error
             self._leave_marker()
-        # The kernel reports a failed fsync once: one that another save was told of counts here, too.
-        if stage in ("done", "sync_directory") and self._poison is not None:
             raise SnapshotNotDurable(
                 f"{path} is there, but fsync of its directory failed; open the directory anew"
-            ) from self._poison
+            ) from error
         if stage == "done":
             return SavedSnapshot(index, path, manifest.size, manifest, sync_s=sync_s)
         if stage == "name" and code == errno.EEXIST:
@@ -231,7 +231,7 @@ class SnapshotDir(Shelf):
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep must be 1 or more, not {keep!r}")
         self._check_usable()
-        self._check_sound()
+        self.check_sound()
         removed = self._retention.purge(
             self._fd, keep, stored=self.list, read_back=lambda index: self.verify(index, progress=progress)
         )
@@ -245,21 +245,21 @@ class SnapshotDir(Shelf):
         What transfers that were cut left stays for a while, for the next attempt; see `receive`.
         """
         self._check_usable()
-        self._check_sound()
+        self.check_sound()
         removed = [*disk.sweep(self._fd), *self._sweep_partials()]
         if removed:
             self._sync()
         return removed
 
-    def _sweep_partials(self, coming: int = 0) -> Sequence[str]:
+    def _sweep_partials(self, coming: int | None = None) -> Sequence[str]:
         newest = self.newest()
-        return sweep_partials(self._fd, max(coming, newest.index + 1 if newest else 0))
+        return sweep_partials(self._fd, max(coming or 0, newest.index + 1 if newest else 0), coming)
 
     @contextlib.contextmanager
     def _claimed(self, index: int) -> Iterator[None]:
         """Let no second thread of this process save the same index meanwhile."""
         self._check_usable()
-        self._check_sound()
+        self.check_sound()
         with self._lock:
             if index in self._saving:
                 raise SnapshotBusy(f"index {index} is being saved already")

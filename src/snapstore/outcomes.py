@@ -5,6 +5,7 @@ The core decides and counts; the words stand here. Imported by the extension, an
 
 from __future__ import annotations
 
+import errno
 import os
 
 from snapstore.errors import (
@@ -49,4 +50,7 @@ def outcome_error(code: int, size: int, chunk: int) -> Exception:
         return ReceiverSilent(f"the receiver took nothing, or too little, after {size} bytes")
     if code == IMAGE_CLOSED:
         return PipeClosed("the snapshot was closed while it was read")
+    if code == -errno.ETIMEDOUT:
+        words = f"nothing came for the time allowed, or less than the least rate, after {size} bytes"
+        return TimeoutError(errno.ETIMEDOUT, words)
     return OSError(-code, os.strerror(-code))

@@ -34,8 +34,8 @@ logger = logging.getLogger("snapstore")
 _MARKER_NAME = re.compile(r"\.poisoned-[0-9a-f]{16}\Z")
 
 
-def leave_marker(directory: int, error: OSError) -> None:
-    """Tell the next opener that an fsync failed with `error`; as well as a failing disk allows.
+def leave_marker(directory: int, words: str) -> None:
+    """Tell the next opener that an fsync failed, and in which words; as well as a failing disk allows.
 
     Written through by O_SYNC, and not by another fsync of the directory, of which nobody could say
     what its success means. On a journaling file system that takes the marker's name along.
@@ -45,7 +45,7 @@ def leave_marker(directory: int, error: OSError) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(name, flags, 0o600, dir_fd=directory)
         try:
-            os.write(fd, f"an fsync failed: {error.strerror}\n".encode())
+            os.write(fd, f"an fsync failed: {words}\n".encode())
         finally:
             os.close(fd)
 

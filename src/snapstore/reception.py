@@ -90,7 +90,7 @@ class Reception:
     """A snapshot on its way into a directory, from a line that may break. One thread at a time.
 
     `kept` is how many bytes an earlier attempt left, in whole chunks: the source begins behind them,
-    or, where it is Frames, repeats their digests. `SnapshotDir.receive` makes it and ends it.
+    or, where it is Frames, repeats their digests. `SnapshotDir.receive` begins it and settles it.
     """
 
     def __init__(
@@ -103,18 +103,26 @@ class Reception:
         note: bytes | None,
         fill: _Fill,
     ) -> None:
-        """Go on with what `file` has if it is of `note`, else begin anew; without a note keep nothing."""
+        """`note` says what `file` is of; without one nothing is kept."""
         self._directory = directory
         self._file = file
         self._index = index
         self._size = size
         self._chunk_size = chunk_size
-        self._keeps = note is not None
+        self._note = note
         self._lies = False
         self._fill = fill
         self.kept = 0
-        if note is not None:
-            self.kept = self._written() if self._is_noted(note) else self._begin(note)
+
+    def begin(self) -> None:
+        """Go on with what the file has if it is of this snapshot, else begin anew."""
+        if self._note is None:
+            return
+        if self._is_noted(self._note):
+            self.kept = self._written()
+        else:
+            os.ftruncate(self._file.fd, 0)  # First: a note must never stand beside another's chunks.
+            self._write_note(self._note)
 
     @property
     def taken(self) -> int:
@@ -126,7 +134,7 @@ class Reception:
 
         The last chunk is never among it, so that there is something to ask a peer for.
         """
-        self.kept = min(self.kept, (manifest.size - 1) // self._chunk_size * self._chunk_size)
+        self.kept = min(self.kept, max(0, manifest.size - 1) // self._chunk_size * self._chunk_size)
         try:
             _fastpipe.digest(
                 _fastpipe.Image(self._file.fd, self.kept, close_fd=False),
@@ -148,7 +156,7 @@ class Reception:
                 size=self._size,
                 chunk_size=self._chunk_size,
                 kept=self.kept,
-                resumable=self._keeps,
+                resumable=self._note is not None,
                 **options,
             )
         except SnapshotCorrupt as error:
@@ -159,15 +167,21 @@ class Reception:
         return saved
 
     def settle(self, error: BaseException | None) -> None:
-        """Come to an end: keep what is good for another attempt, or leave nothing."""
-        kept = self._good_after(error) if self._keeps and self._file.fd >= 0 else 0
-        if kept:
-            self._file.keep(kept)
-        else:
-            self._forget()
-            self._file.discard()
+        """Come to an end: keep what is good for another attempt, or leave nothing.
+
+        Where the disk fails at keeping, nothing is kept, and `error` remains what is told.
+        """
+        with contextlib.suppress(OSError):
+            kept = self._good_after(error)
+            if kept:
+                self._file.keep(kept)
+                return
+        self._forget()  # While the lock is held: afterwards the note may be another's.
+        self._file.discard()
 
     def _good_after(self, error: BaseException | None) -> int:
+        if self._note is None or self._file.fd < 0:
+            return 0
         if isinstance(error, KeptPrefixWrong):
             return (error.chunk or 0) * self._chunk_size
         return self._written() if isinstance(error, _LINE_BROKE) and not self._lies else 0
@@ -184,28 +198,30 @@ class Reception:
         except OSError:
             return False
 
-    def _begin(self, note: bytes) -> int:
-        os.ftruncate(self._file.fd, 0)  # First: a note must never stand beside another's chunks.
-        self._forget()
+    def _write_note(self, note: bytes) -> None:
+        name = note_name(self._index)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._directory)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(note_name(self._index), flags, 0o600, dir_fd=self._directory), "wb") as file:
+        with open(os.open(name, flags, 0o600, dir_fd=self._directory), "wb") as file:
             file.write(note)
-        return 0
 
     def _forget(self) -> None:
-        if not self._keeps:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(note_name(self._index), dir_fd=self._directory)
+        if self._note is not None:
+            with contextlib.suppress(OSError):  # The next sweep finds it alone, and takes it.
+                os.unlink(note_name(self._index), dir_fd=self._directory)
 
 
-def sweep_partials(directory: int, wanted: int, now_s: float | None = None) -> list[str]:
+def sweep_partials(
+    directory: int, wanted: int, coming: int | None = None, now_s: float | None = None
+) -> list[str]:
     """Remove kept chunks that nobody will ask for again; the names that are gone.
 
-    Those of an index below `wanted`, the lowest that a leader may still offer; those older than
-    PARTIAL_AGE_MAX_S by `now_s` (seconds of the epoch; None: now); of the rest all but the
-    PARTIALS_MAX youngest; notes without chunks. What another saver holds stays, and counts. In a
-    directory that we cannot change nothing is removed.
+    Those of an index below `wanted`, the lowest that a leader may still offer, but for `coming`; those
+    whose index has a snapshot (they may be its second name, see disk.py); those without a note, empty
+    or older than PARTIAL_AGE_MAX_S by `now_s` (seconds of the epoch; None: now); of the rest all but
+    the PARTIALS_MAX youngest; and notes without chunks. What another saver holds stays. In a directory
+    that we cannot change nothing is removed.
     """
     now_s = time.time() if now_s is None else now_s
     names = disk.list_names(directory)
@@ -216,7 +232,11 @@ def sweep_partials(directory: int, wanted: int, now_s: float | None = None) -> l
     gone = [
         index
         for index in sorted(partials | notes)
-        if index not in youngest or index < wanted or now_s - changed_s[index] > PARTIAL_AGE_MAX_S
+        if index not in youngest
+        or index not in notes
+        or (index < wanted and index != coming)
+        or disk.name_taken(directory, disk.snapshot_name(index))
+        or now_s - changed_s[index] > PARTIAL_AGE_MAX_S
     ]
     removed: list[str] = []
     with disk.unless_read_only():
@@ -227,7 +247,8 @@ def sweep_partials(directory: int, wanted: int, now_s: float | None = None) -> l
 
 def _changed_s(directory: int, index: int) -> float:
     status = disk.regular_status(directory, partial_name(index))
-    return status.st_mtime if status else 0.0
+    # An empty one is as good as none: its saver died before it had a chunk.
+    return status.st_mtime if status and status.st_size else 0.0
 
 
 def _remove(directory: int, index: int) -> list[str]:

@@ -7,13 +7,14 @@ files only through disk.py and stored.py.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snapstore import broken, disk, poison
+from snapstore import _fastpipe, broken, disk, poison
 from snapstore.errors import DirectoryPoisoned, ForkedProcess, SnapshotCorrupt, SnapshotNotFound
 from snapstore.meta import check_index
 from snapstore.retention import Retention
@@ -38,7 +39,7 @@ class Shelf:
         self.path = Path(path)
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._poison: OSError | None = None
+        self._directory_sync = _fastpipe.DirectorySync()
         self._marked = False  # The poison stands in the directory, too.
         self._retention = Retention()
         self._fd = disk.open_directory(self.path)
@@ -154,7 +155,7 @@ class Shelf:
         """
         index = check_index(index)
         self._check_usable()
-        self._check_sound()
+        self.check_sound()
         try:
             stored = open_stored(self._fd, self._path(index), index, from_disk=True)
         except SnapshotNotFound:
@@ -179,7 +180,7 @@ class Shelf:
     def _set_aside(self, saved: SavedSnapshot, error: SnapshotCorrupt) -> SnapshotCorrupt:
         """The error to raise in place of `error`, which says where the broken snapshot is now."""
         try:
-            self._check_sound()
+            self.check_sound()
             place = broken.set_aside(self._fd, saved)
             self._sync()
             words = f"it was set aside as {place.name}" if place else "it is gone meanwhile"
@@ -193,23 +194,28 @@ class Shelf:
     def _sync(self) -> None:
         """Make the directory's names last. A failure poisons: the kernel tells of it only once."""
         try:
-            disk.sync_directory(self._fd)
+            with self._directory_sync as turn:
+                try:
+                    disk.sync_directory(self._fd)
+                except OSError as error:
+                    turn.fail(error.errno or errno.EIO)
+                    raise
         except OSError as error:
             error.filename = str(self.path)
-            self._poison = error
             self._leave_marker()
             raise
 
     def _leave_marker(self) -> None:
         """Where this object is poisoned, let the next opening know."""
-        if self._poison is not None and not self._marked:
+        if self._directory_sync.failed and not self._marked:
             self._marked = True
-            poison.leave_marker(self._fd, self._poison)
+            poison.leave_marker(self._fd, os.strerror(self._directory_sync.failed))
 
-    def _check_sound(self) -> None:
-        if self._poison is not None:
+    def check_sound(self) -> None:
+        """Raise DirectoryPoisoned where an fsync of the directory has failed."""
+        if self._directory_sync.failed:
             raise DirectoryPoisoned(
-                f"fsync of {self.path} failed earlier ({self._poison.strerror});"
+                f"fsync of {self.path} failed earlier ({os.strerror(self._directory_sync.failed)});"
                 " open a new SnapshotDir on it, which reads back all it has"
             )
 

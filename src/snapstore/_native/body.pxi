@@ -279,6 +279,7 @@ cdef int64_t frame_read(FrameState* frame, char* buffer, uint32_t* digest, Pulse
         return code
     if frame.kept:
         digest[0] = be32toh(claimed)
+        pulse.window_bytes += length   # the sender has read them, though it need not send them
     elif be32toh(claimed) != digest[0]:
         return DIGEST_WRONG
     frame.short_seen = length < frame.chunk_size

@@ -98,7 +98,7 @@ cdef int disk_finish(DiskTarget* target, int code) noexcept nogil:
         pthread_join(target.thread, NULL)
         target.threaded = False
         # Where the writer failed, the receiver saw no more than a closed ring.
-        if target.outcome and (code == 0 or code == RING_CLOSED or target.keeps):
+        if target.outcome and (code == 0 or code == RING_CLOSED or (target.keeps and code != SIGNALLED)):
             code = target.outcome
     if target.direct:
         disk_set_direct(target, False)   # whoever reads the file next has buffers of his own alignment
@@ -186,6 +186,8 @@ cdef int64_t save_receive(SourceState* source, DiskTarget* target, SaveLimits* l
         return TRUNCATED
     if source_kept(source):
         code = disk_compare(target, ring_memory(ring, ring.next_write), count, digest)
+        if code == 0:
+            code = pulse_check(pulse)    # thousands of these may lie in the socket's buffer
         if code:
             return code
     code = digests_add(digests, digest, count)

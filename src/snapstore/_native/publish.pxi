@@ -13,8 +13,13 @@ cdef enum:
 cdef enum PublishStage:
     STAGE_MODE, STAGE_SYNC, STAGE_MANIFEST, STAGE_LOCK, STAGE_NAME, STAGE_SYNC_DIRECTORY, STAGE_DONE
 
+cdef struct SyncTurn:            # of all who use one directory's descriptor
+    pthread_mutex_t mutex        # held over an fsync of the directory, and what is made of its outcome
+    int failed                   # the errno of the first that failed; 0
+
 cdef struct Publication:
     int directory                # a descriptor; borrowed
+    SyncTurn* turn
     int fd                       # the snapshot's bytes; -1 when closed
     const char* temp_name        # NULL: the file is nameless
     const char* name
@@ -68,8 +73,14 @@ cdef int temp_resume(int directory, const char* name) noexcept nogil:
     """
     cdef struct_stat ours, named
     cdef int fd, code, attempt
+    cdef bint created
     for attempt in range(TEMP_ATTEMPTS_MAX):
-        fd = openat(directory, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0o600)
+        fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+        created = fd >= 0
+        if fd < 0 and errno == EEXIST:
+            fd = openat(directory, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+        if fd < 0 and errno == ENOENT:
+            continue             # whoever had it has come to an end just now
         if fd < 0:
             return -errno
         code = 0
@@ -81,7 +92,9 @@ cdef int temp_resume(int directory, const char* name) noexcept nogil:
         elif ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
             return fd
         close(fd)
-        if code and code != -ENOENT:
+        if code and code != -ENOENT and code != -EINTR:
+            if created and code != -EAGAIN:
+                unlinkat(directory, name, 0)
             return code
     return -EBUSY
 
@@ -193,14 +206,28 @@ cdef int publish_names(Publication* publication) noexcept nogil:
     return code
 
 
+cdef int sync_in_turn(Publication* publication) noexcept nogil:
+    """fsync the directory. The kernel tells of a failure once, so one that anybody heard of is all's."""
+    cdef SyncTurn* turn = publication.turn
+    cdef int code
+    pthread_mutex_lock(&turn.mutex)
+    if turn.failed == 0:
+        code = sync_timed(publication, publication.directory)
+        if code != -EINVAL:      # network file systems that need none say so
+            turn.failed = -code
+    code = -turn.failed
+    pthread_mutex_unlock(&turn.mutex)
+    return code
+
+
 cdef int publish_locked(Publication* publication) noexcept nogil:
     cdef int code = publish_names(publication)
     cdef int sync_code
     if code and code != -EEXIST:
         return code
     # "Exists" must be as lasting as "saved": whoever named it may have died before its own fsync.
-    sync_code = sync_timed(publication, publication.directory)
-    if sync_code and sync_code != -EINVAL:   # network file systems that need none say so
+    sync_code = sync_in_turn(publication)
+    if sync_code:
         publication.stage = STAGE_SYNC_DIRECTORY
         return sync_code
     if code == 0:

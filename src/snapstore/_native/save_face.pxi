@@ -1,5 +1,41 @@
 # The face of a file on its way to a lasting name.
 
+cdef class DirectorySync:
+    """Lets one thread at a time fsync a directory, and remembers the first failure; for `with`.
+
+    The kernel tells of a failed fsync once for all who share a descriptor. So whoever fsyncs one
+    himself does it inside `with`, and says `fail(errno)` there when it fails: from then on every
+    `SaveFile.publish` that was given this object fails, too.
+    """
+
+    cdef SyncTurn state
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.state.mutex, NULL)
+
+    @property
+    def failed(self):
+        """The errno of the first fsync that failed; 0 while none has."""
+        return atomic_read_int(&self.state.failed)
+
+    def fail(self, int code):
+        """Remember an fsync that failed with this errno, unless an earlier one did."""
+        if self.state.failed == 0:
+            atomic_write_int(&self.state.failed, code)
+
+    def __enter__(self):
+        with nogil:
+            pthread_mutex_lock(&self.state.mutex)
+        return self
+
+    def __exit__(self, *exception):
+        pthread_mutex_unlock(&self.state.mutex)
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.state.mutex)
+
+
+
 cdef class SaveFile:
     """A new file in a directory, nameless or under a temporary name, until `publish` names it.
 
@@ -73,11 +109,12 @@ cdef class SaveFile:
             self.busy = False
 
     def publish(self, bytes name not None, *, bytes manifest not None, bytes manifest_name not None,
-                bytes manifest_temp_name not None):
+                bytes manifest_temp_name not None, DirectorySync sync not None):
         """Make the file last under `name`, with `manifest` beside it; seconds spent in fsync.
 
         Returns (stage, errno, seconds): stage "done", or where it stopped. One call in C from the
-        first fsync to the directory's; no signal falls between. Never replaces a name.
+        first fsync to the directory's; no signal falls between. Never replaces a name. `sync` is shared
+        by all who use the directory's descriptor.
         """
         self.begin()
         cdef Publication publication
@@ -87,6 +124,7 @@ cdef class SaveFile:
         memset(&publication, 0, sizeof(Publication))
         publication.directory = self.directory
         publication.fd = self.file
+        publication.turn = &sync.state
         if self.temp_name is not None:
             publication.temp_name = self.temp_name
         publication.name = name

@@ -241,6 +241,7 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
     if kept:
         digest = part
         done = length
+        pulse.window_bytes += length   # as good as sent
     code = frame_open(target, KEPT_MAGIC if kept else CHUNK_MAGIC, length, digests.size, pulse)
     while code == 0 and done < length:
         if count == 0:

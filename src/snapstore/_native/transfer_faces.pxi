@@ -16,7 +16,10 @@ cdef class Progress:
         return atomic_read_int(&self.state.cancelled) != 0
 
     def cancel(self):
-        """Make the transfer end within 100 ms, with PipeClosed. Any thread."""
+        """Make the transfer end within 100 ms, with PipeClosed. Any thread.
+
+        A resumable save writes out first what it has verified, a few chunks at most.
+        """
         atomic_write_int(&self.state.cancelled, 1)
 
 

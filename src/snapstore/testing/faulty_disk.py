@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from snapstore.testing.disk_model import POLICIES, RANDOM, Contents, Mark, crash
 from snapstore.testing.disk_recorder import DiskRecorder
-from snapstore.testing.raised import Raised
+from snapstore.testing.problems import told, told_by
 from snapstore.testing.tracer import TIMEOUT_S, Subject, trace
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from snapstore.testing.disk_model import Operation
+    from snapstore.testing.problems import Found
 
     #: What is wrong with a state: (path, indexes begun, indexes reported as saved) -> texts.
-    Check = Callable[[Path, AbstractSet[int], AbstractSet[int]], Sequence[str]]
+    Check = Callable[[Path, AbstractSet[int], AbstractSet[int]], Found]
 
 #: Random states after each operation, unless the tester wants another number.
 RANDOM_STATES = 10
@@ -216,9 +217,9 @@ class FaultyDisk:
             with tempfile.TemporaryDirectory(dir=self._scratch) as path:
                 state.write_to(Path(path))
                 try:
-                    found = check(Path(path), state.begun, state.reported)
+                    found = told(check(Path(path), state.begun, state.reported))
                 except Exception as error:  # noqa: BLE001 - whatever it raises is a violation.
-                    found = [str(Raised.of(error))]
+                    found = told_by(error)
             losses.violations += [(state, text) for text in found]
             if len(losses.violations) >= VIOLATIONS_MAX:
                 break

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from snapstore.testing.call import Fail
 from snapstore.testing.faults import PASSING, SIGKILL, faults_of, verdict_of
+from snapstore.testing.problems import told
 from snapstore.testing.tracer import TIMEOUT_S, Subject, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from snapstore.testing.call import Call, Verdict
+    from snapstore.testing.problems import Found
     from snapstore.testing.raised import Raised
 
 #: How often a point is tried that the run did not come to; threads wait on each other more or less often.
@@ -114,7 +116,7 @@ class Sweep:
 
 def syscall_sweep(
     save: Callable[[Any], object],
-    check: Callable[[Path, SweptRun], object],
+    check: Callable[[Path, SweptRun], Found],
     *,
     scratch: Path,
     prepare: Callable[[Path], Any] = Path,
@@ -126,15 +128,15 @@ def syscall_sweep(
     """Kill `save` before each of its system calls, and fail each in every way it can; check after each.
 
     `save(path)` runs in a forked process, with a new empty directory below `scratch`; where `prepare`
-    is given, `save(prepare(path))`, and the calls of `prepare` are not swept. `check(path, run)` raises
-    what it does not like, which makes a violation; it has a process of its own, too, so that every run
-    begins alike and makes the same calls. `refused` says with
-    which errno a call is refused throughout, 0 for those that are not: a file system that lacks
-    something. With `lasting`, what failed once fails from then on, at each call that can, as on a disk
-    that dies or stays full. `only` is for points that are to be seen again. A save that takes longer
-    than `timeout_s` seconds hangs, which is a violation.
+    is given, `save(prepare(path))`, and the calls of `prepare` are not swept. `check(path, run)` returns
+    what is wrong, or raises it; it has a process of its own, too, so that every run begins alike and
+    makes the same calls. `refused` says with which errno a call is refused throughout, 0 for those that
+    are not: a file system that lacks something. With `lasting`, what failed once fails from then on, at
+    each call that can, as on a disk that dies or stays full. `only` is for points that are to be seen
+    again. A save that takes longer than `timeout_s` seconds hangs, which is a violation.
 
-    Each run takes some 10 ms. Call it where no other threads run (RuntimeError): it forks.
+    Each run takes some 10 ms. Raises RuntimeError where the save fails by itself, and where other threads
+    run: it forks.
     """
     return _Sweeping(save, check, scratch, prepare, refused, lasting, timeout_s).run(only)
 
@@ -143,7 +145,7 @@ class _Sweeping:
     def __init__(
         self,
         save: Callable[[Any], object],
-        check: Callable[[Path, SweptRun], object],
+        check: Callable[[Path, SweptRun], Found],
         scratch: Path,
         prepare: Callable[[Path], Any],
         refused: Callable[[Call], int] | None,
@@ -196,15 +198,21 @@ class _Sweeping:
                 self._violated(run.point, f"the save did not end within {self._timeout_s} s")
             elif ended.died:
                 self._violated(run.point, "the save's process died of itself")
+            elif run.point is None and run.raised:
+                raise RuntimeError(f"nothing was made to fail, and the save raised {run.raised}")
             else:
                 self._check_run(run)
         finally:
             shutil.rmtree(self._path)
 
     def _check_run(self, run: SweptRun) -> None:
-        ended = trace(lambda _: self._check(self._path, run), timeout_s=self._timeout_s)
+        ended = trace(lambda _: self._assert_checked(run), timeout_s=self._timeout_s)
         if not ended.returned:
             self._violated(run.point, f"{ended.raised or ended}\nafter {run.raised or 'no exception'}")
+
+    def _assert_checked(self, run: SweptRun) -> None:
+        if problems := told(self._check(self._path, run)):
+            raise AssertionError("; ".join(problems))
 
     def _violated(self, point: Point | None, text: str) -> None:
         self._sweep.violations.append(Violation(point, text))

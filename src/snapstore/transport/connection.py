@@ -21,7 +21,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe
-from snapstore.errors import PeerRejected, SnapshotNotFound, SnapstoreError
+from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, SnapstoreError
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
 from snapstore.transport.token import shows_token
 from snapstore.wire import (
@@ -168,6 +168,7 @@ class Connection:
             raise PeerRejected(HTTPStatus.METHOD_NOT_ALLOWED, f"no {head.method} here")
         path = head.target.partition("?")[0]
         if path == "/healthz":
+            self._check_health()
             self._respond(HTTPStatus.OK, b"ok\n", [("Content-Type", "text/plain")], head=head)
         elif path in (_PREFIX, _PREFIX + "/"):
             listed = [saved.to_json() for saved in self._directory.list()]
@@ -176,6 +177,12 @@ class Connection:
             self._get_snapshot(head, path.removeprefix(_PREFIX + "/"))
         else:
             raise PeerRejected(HTTPStatus.NOT_FOUND, f"nothing at {path}; snapshots are at {_PREFIX}")
+
+    def _check_health(self) -> None:
+        try:
+            self._directory.check_sound()
+        except DirectoryPoisoned as error:  # Every save will be refused until somebody acts.
+            raise PeerRejected(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
 
     def _get_snapshot(self, head: Head, name: str) -> None:
         name, slash, part = name.partition("/")

@@ -27,6 +27,7 @@ class Dialer:
         self,
         connect_timeout_s: float,
         idle_timeout_s: float,
+        answer_timeout_s: float,
         tls: ssl.SSLContext | None,
         token: str | None,
         *,
@@ -34,6 +35,7 @@ class Dialer:
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
+        self._answer_timeout_s = answer_timeout_s
         self._tls = tls
         self._token = check_token(token)
         self._token_in_clear = token_in_clear
@@ -84,7 +86,8 @@ class Dialer:
                 tls,
                 host=address.host,
                 handshake_timeout_s=self._connect_timeout_s,
-                idle_timeout_s=self._idle_timeout_s,
+                # Whoever uses the line has a shorter patience of his own; this one bounds the end.
+                idle_timeout_s=self._answer_timeout_s,
             )
         except TlsFailed as error:
             raise TransportError(f"{url}: {error}") from error

@@ -26,7 +26,7 @@ from snapstore.transport.address import Address
 from snapstore.transport.answers import Answers, SentSnapshot, believed
 from snapstore.transport.dial import Dialer
 from snapstore.transport.heads import Head, HeadMalformed, read_response, request_head
-from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, check_rate
+from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, READ_BACK_RATE_MIN, check_rate
 from snapstore.wire import Offer, OfferMalformed, check_cluster, entity_tag, pack_data, parse_kept
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class SnapshotClient:
         self.rate_min = check_rate(rate_min)
         self.answer_timeout_s = answer_timeout_s
         self._answers = Answers(idle_timeout_s, self.rate_min)
-        self._dialer = Dialer(connect_timeout_s, idle_timeout_s, tls, token, token_in_clear=token_in_clear)
+        self._dialer = Dialer(
+            connect_timeout_s, idle_timeout_s, answer_timeout_s, tls, token, token_in_clear=token_in_clear
+        )
 
     def check_url(self, url: str) -> None:
         """Raise ValueError where `url` is none, or this client must not speak to it.
@@ -142,7 +144,7 @@ class SnapshotClient:
             chunk_size=manifest.chunk_size,
             data_size=len(manifest.meta.data),
         ) as reception:
-            reception.check(manifest)
+            reception.check(manifest, progress)
             with self._dialer.connected(url) as (sock, address), _naming(url):
                 head = self._request(sock, address, "GET", target, _range_headers(manifest, reception.kept))
                 if head.status != HTTPStatus.PARTIAL_CONTENT:
@@ -170,7 +172,9 @@ class SnapshotClient:
                 kept = parse_kept(answer.headers, offer)
             # One that said more than "go on" has refused already.
             copied = None if answer.kept else self._send_body(sock, offer, stream, kept, progress)
-            patience_s = self.connect_timeout_s if copied is None else self.answer_timeout_s
+            patience_s = (
+                self.answer_timeout_s + kept / READ_BACK_RATE_MIN if copied else self.connect_timeout_s
+            )
             with _naming(url):
                 answer = read_response(sock, answer.kept, patience_s, of="PUT")
                 sent = self._answers.read_sent(sock, answer, offer, kept)
@@ -192,8 +196,9 @@ class SnapshotClient:
     ) -> _fastpipe.Copied | None:
         """Send all of `stream`; None where the line broke: the peer left, or answered in the middle."""
         data = pack_data(stream.meta.data)
+        patience_s = self.idle_timeout_s + kept / READ_BACK_RATE_MIN
         try:
-            sock.settimeout(self.idle_timeout_s)
+            sock.settimeout(patience_s)
             if data:
                 sock.sendall(b"%x\r\n%b\r\n" % (len(data), data))
             with stream.watched(progress) as watched:
@@ -205,7 +210,7 @@ class SnapshotClient:
                     kept=kept,
                     http_chunked=True,
                     progress=watched,
-                    idle_timeout_s=self.idle_timeout_s,
+                    idle_timeout_s=patience_s,
                     rate_min=self.rate_min,
                 )
         except Exception as error:

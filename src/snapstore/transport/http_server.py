@@ -118,7 +118,8 @@ class SnapshotServer:
     def close(self) -> None:
         """Stop listening, cut the connections, and wait for their threads. May come twice.
 
-        A save under way ends without a trace; one that is past its fsync is kept.
+        A save under way is not stored, and what came of it kept for the next attempt; one that is past
+        its fsync is stored.
         """
         if self._pid != os.getpid():
             raise ForkedProcess("this SnapshotServer was made before the fork; the parent serves")
@@ -128,6 +129,7 @@ class SnapshotServer:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+        self.receiver.close()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # Wakes accept.
         self._listener.close()

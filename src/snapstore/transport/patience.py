@@ -9,6 +9,11 @@ IDLE_TIMEOUT_S = 30.0
 RATE_MIN = 16 * 1024
 
 
+#: In bytes/s. Both sides read again what was kept, at the pace of the slower disk, and little is sent
+#: meanwhile: the leader waits this much longer. No disk that holds snapshots is slower.
+READ_BACK_RATE_MIN = 32 * 1024 * 1024
+
+
 def check_rate(rate_min: float) -> float:
     """Return `rate_min`, in bytes/s: 0 (a byte now and then will do) or more."""
     if not 0 <= rate_min < float("inf"):

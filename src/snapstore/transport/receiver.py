@@ -18,6 +18,7 @@ from snapstore import _fastpipe
 from snapstore.errors import (
     KeptPrefixWrong,
     PeerRejected,
+    PipeClosed,
     SnapshotBusy,
     SnapshotCorrupt,
     SnapshotExists,
@@ -73,6 +74,17 @@ class Receiver:
         self._room = threading.BoundedSemaphore(saves_max)
         self._idle_timeout_s = idle_timeout_s
         self._rate_min = rate_min
+        self._lock = threading.Lock()
+        self._saves: list[_fastpipe.Progress] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """End the saves under way, also those that wait for nobody, and begin no more."""
+        with self._lock:
+            self._closed = True
+            saves = list(self._saves)
+        for save in saves:
+            save.cancel()
 
     def receive(
         self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]
@@ -164,12 +176,27 @@ class Receiver:
             self._check_room(offer, reception.taken)
             go_on(reception.kept)
             data = read_data(offer, exact_reader(body, self._idle_timeout_s, self._rate_min))
-            return reception.save(
-                _fastpipe.Frames(body, chunk_size=offer.chunk_size, size=offer.size),
-                replace(offer.meta, data=data),
-                idle_timeout_s=self._idle_timeout_s,
-                rate_min=self._rate_min,
-            )
+            with self._under_way() as progress:
+                return reception.save(
+                    _fastpipe.Frames(body, chunk_size=offer.chunk_size, size=offer.size),
+                    replace(offer.meta, data=data),
+                    progress=progress,
+                    idle_timeout_s=self._idle_timeout_s,
+                    rate_min=self._rate_min,
+                )
+
+    @contextmanager
+    def _under_way(self) -> Iterator[_fastpipe.Progress]:
+        progress = _fastpipe.Progress()
+        with self._lock:
+            self._saves.append(progress)
+            if self._closed:
+                progress.cancel()
+        try:
+            yield progress
+        finally:
+            with self._lock:
+                self._saves.remove(progress)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -196,6 +223,8 @@ class Receiver:
 
 def _status_of(error: OSError | SnapstoreError) -> int:
     """What a failed save is called towards the peer: its fault, or ours."""
+    if isinstance(error, PipeClosed):
+        return HTTPStatus.SERVICE_UNAVAILABLE  # Somebody closes this server.
     if isinstance(error, KeptPrefixWrong):
         return HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
     if isinstance(error, SnapshotCorrupt):

@@ -190,7 +190,8 @@ class Relay:
             try:
                 count = cast("int", self._tls.read(len(opened), opened[size:]))
             except ssl.SSLWantReadError:
-                if size or not self._take():
+                # What a peer makes us answer, key after key, must not pile up.
+                if size or self._outgoing.pending > _PIECE_SIZE or not self._take():
                     break
             except ssl.SSLZeroReturnError:
                 self._network_ended = True

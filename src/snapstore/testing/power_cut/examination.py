@@ -10,7 +10,6 @@ import errno
 import itertools
 import os
 import random
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from snapstore.testing.power_cut.errors import WorkloadFailed
 from snapstore.testing.power_cut.image import CrashImages
 from snapstore.testing.power_cut.log import Mark
 from snapstore.testing.power_cut.states import CrashState, Timeline
+from snapstore.testing.problems import told, told_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from snapstore.testing.power_cut.recording import Recording
+    from snapstore.testing.problems import Found
 
 #: Looks at the file system at a path: the indexes that may be there, those that must; what is wrong.
-Check: TypeAlias = "Callable[[Path, AbstractSet[int], AbstractSet[int]], Sequence[str]]"
+Check: TypeAlias = "Callable[[Path, AbstractSet[int], AbstractSet[int]], Found]"
 
 #: So many are drawn at once, to be made in the order of the log: each pass writes it all anew.
 _BATCH = 1000
@@ -135,8 +136,8 @@ class Examiner:
                 found.unmountable += 1
                 return
             try:
-                problems = tuple(self._check(path, begun, reported))
-            except Exception:  # noqa: BLE001 - what the check cannot stand is what it is there to find
-                problems = (f"the check raised {traceback.format_exc()}",)
+                problems = told(self._check(path, begun, reported))
+            except Exception as error:  # noqa: BLE001 - what the check cannot stand is what it is there to find
+                problems = told_by(error)
         if problems:
             found.violations.append((state, problems))
