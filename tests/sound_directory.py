@@ -48,14 +48,14 @@ def check_directory(path, content, *, promised):
             assert directory.verify(index).path.read_bytes() == content
 
 
-def check_error(run, *, meant=None, dispensable=DISPENSABLE):
-    """An error that says why; or, where there is another way, the end that was `meant`: None is to return."""
+def check_error(run, *, dispensable=DISPENSABLE):
+    """An error that says why; or none, where the save has another way."""
     call, fault, raised = run.point.call, run.point.fault, run.raised
     code = getattr(errno, fault, None)
     if code is None or (code == errno.EINTR and call in GONE_ON_WITH):
-        assert ended_as_meant(run, meant), raised
+        assert run.returned, raised
         return
-    if ended_as_meant(run, meant):
+    if raised is None:
         assert call in dispensable, "it failed, and the save did not say so"
     elif raised.is_a(SnapshotNotDurable):
         assert raised.cause.errno == code, raised.cause
@@ -65,11 +65,6 @@ def check_error(run, *, meant=None, dispensable=DISPENSABLE):
         assert code not in DISK_ERRORS or raised.filename, raised
     else:
         assert (raised.is_a(MemoryError), fault) == (True, "ENOMEM"), raised
-
-
-def ended_as_meant(run, meant):
-    """Whether it returned, or, where an error was `meant`, raised that one."""
-    return run.returned if meant is None or run.raised is None else run.raised.is_a(meant)
 
 
 def check_calm(run):
@@ -93,26 +88,26 @@ def check_run(path, run, content, *, lasting=False):
     check_directory(path, content, promised=run.returned)
 
 
-def check_received(path, run, *, meant=None, before=(), size=None, rotten=None, lasting=False):
-    """All promises at once, for a receive that ends as `meant`, in a directory that had the names `before`.
+def check_received(path, run, *, saves=True, before=(), size=None, rotten=None, lasting=False):
+    """All promises at once, for a receive in a directory that had the names `before`.
 
-    `rotten` is the number of a kept chunk that has lost a bit: this one may be found wrong, and no other.
+    It is one that `saves`, or whose line breaks, which is no error here. `rotten` is the number of a kept
+    chunk that has lost a bit: this one may be found wrong, and no other.
     """
     check_calm(run)
-    meant_end = ended_as_meant(run, meant)
     if run.point is None:
-        assert meant_end, run.raised
+        assert run.returned, run.raised
     elif not run.killed:
-        check_error(run, meant=meant, dispensable=DISPENSABLE_TO_RECEIVE)
-        if not meant_end and not lasting and not run.raised.is_a(SnapshotNotDurable):
+        check_error(run, dispensable=DISPENSABLE_TO_RECEIVE)
+        if run.raised and not lasting and not run.raised.is_a(SnapshotNotDurable):
             assert names(path) in ([], list(before)), names(path)
     with SnapshotDir(path) as directory:
         stored = bool(directory.list())
-        assert stored or not run.returned, "it was reported as saved and is gone"
+        assert stored or not (saves and run.returned), "it was reported as saved and is gone"
         assert names(path) in ([STORED] if stored else [[], PARTIAL]), names(path)
         if not stored:
             kept, wrong = receive_honestly(directory, INDEX, size=size)
             assert wrong in (None, rotten), f"chunk {wrong} is wrong"
-            assert run.point or (kept, wrong) == (KEPT if rotten is None else rotten * UNIT, None)
+            assert run.point or saves or (kept, wrong) == (KEPT if rotten is None else rotten * UNIT, None)
         assert names(path) == STORED
         assert directory.verify(INDEX).path.read_bytes() == CONTENT
