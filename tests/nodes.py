@@ -47,8 +47,8 @@ def nothing_lost():
     assert not lost
 
 
-def wait_until(reached):
-    deadline = time.monotonic() + GONE_S_MAX
+def wait_until(reached, within_s=GONE_S_MAX):
+    deadline = time.monotonic() + within_s
     while not reached():
         assert time.monotonic() < deadline, "waited in vain"
         os.sched_yield()

@@ -86,9 +86,13 @@ def send(url, stream):
         return SnapshotClient().send_snapshot(url, stream, chunk_size=UNIT)
 
 
+#: What a follower may take to read back a gigabyte that it has kept, on a disk that others use, too.
+READ_BACK_S_MAX = 120.0
+
+
 def kept_of(follower):
     """How much the follower has kept, when it has done with all that came."""
-    wait_until(lambda: not follower.server._connections)
+    wait_until(lambda: not follower.server._connections, READ_BACK_S_MAX)
     path = follower.directory.path / PART
     return path.stat().st_size if path.exists() else 0
 
