@@ -187,7 +187,8 @@ def read_small(directory: int, name: str, size_max: int, *, from_disk: bool = Fa
     with open(name, "rb", opener=lambda path, _: open_regular(directory, path)) as file:
         if from_disk:
             drop_cache(file.fileno())
-        data = file.read(size_max + 1)
+        # No more than there is: what is asked for is taken from memory before it is read.
+        data = file.read(min(os.fstat(file.fileno()).st_size, size_max) + 1)
     if len(data) > size_max:
         raise OSError(errno.EFBIG, f"longer than {size_max} bytes", name)
     return data
