@@ -71,7 +71,8 @@ def waits():
     directory = os.open(folder.name, os.O_RDONLY)
     lock = _fastpipe.DirectoryLock(directory)
     file = _fastpipe.SaveFile(directory, b"temp")
-    names = {"manifest": b"{}", "manifest_name": b"name.json", "manifest_temp_name": b"temp.json"}
+    rest = {"manifest": b"{}", "manifest_name": b"name.json", "manifest_temp_name": b"temp.json"}
+    rest["sync"] = _fastpipe.DirectorySync()
     frames = _fastpipe.Frames(_fastpipe.Body(near.fileno(), b"", 10), chunk_size=SIZE)
     held = (empty_writer, full_reader, far, silent_in, busy_peer, busy_end, lock, folder)
     yield "read_chunk", empty_reader.read_chunk, held
@@ -95,7 +96,7 @@ def waits():
     yield "Body.readinto", lambda: body.readinto(bytearray(1)), held
     yield "Body.readinto, chunked", lambda: chunked.readinto(bytearray(1)), held
     yield "DirectoryLock", lambda: _fastpipe.DirectoryLock(directory), held
-    yield "publish", lambda: file.publish(b"name", **names), held
+    yield "publish", lambda: file.publish(b"name", **rest), held
     assert os.listdir(directory) == []
 
 
