@@ -56,7 +56,7 @@ class TlsPeer(RawPeer):
     def take_leave(self):
         """Say that no more will come, in TLS's words; what comes from there is read on."""
         self.socket.setblocking(False)
-        with contextlib.suppress(ssl.SSLWantReadError):
+        with contextlib.suppress(ssl.SSLError):  # The other side's leave may be late, or behind its answer.
             self.socket.unwrap()
         self.socket.settimeout(WAIT_S)
 
