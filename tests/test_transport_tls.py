@@ -128,7 +128,8 @@ def test_a_body_cut_off_saves_nothing(secured, node, leave):
             peer.say(frames()[:length])
             if leave == "leave of TLS":
                 peer.take_leave()
-                assert peer.hear()[0] == 422
+                # What comes before OpenSSL has sent its leave and looks, it throws away.
+                assert peer.hear_all()[:12] in (b"HTTP/1.1 422", b"")
             elif leave == "FIN alone":
                 peer.raw.shutdown(socket.SHUT_WR)
                 assert peer.hear()[0] == 422
