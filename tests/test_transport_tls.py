@@ -128,8 +128,9 @@ def test_a_body_cut_off_saves_nothing(secured, node, leave):
             peer.say(frames()[:length])
             if leave == "leave of TLS":
                 peer.take_leave()
-                # What comes before OpenSSL has sent its leave and looks, it throws away.
-                assert peer.hear_all()[:12] in (b"HTTP/1.1 422", b"")
+                # What comes while OpenSSL says its leave, it throws away, the answer too.
+                with contextlib.suppress(ssl.SSLError, ConnectionError):
+                    assert peer.hear()[0] == 422
             elif leave == "FIN alone":
                 peer.raw.shutdown(socket.SHUT_WR)
                 assert peer.hear()[0] == 422
