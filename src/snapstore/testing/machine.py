@@ -12,6 +12,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+#: From here on all machines have the same numbers.
+_SINCE_424 = """
+    pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig
+    fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise
+    epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset landlock_add_rule
+    landlock_restrict_self memfd_secret process_mrelease futex_waitv set_mempolicy_home_node cachestat
+    fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
+"""
+
 _X86_64 = {
     0: """
         read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask
@@ -49,13 +58,7 @@ _X86_64 = {
         userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc pkey_free
         statx io_pgetevents rseq
     """,
-    424: """
-        pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig
-        fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise
-        epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset landlock_add_rule
-        landlock_restrict_self memfd_secret process_mrelease futex_waitv set_mempolicy_home_node cachestat
-        fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
-    """,
+    424: _SINCE_424,
 }
 
 _AARCH64 = {
@@ -92,13 +95,7 @@ _AARCH64 = {
         renameat2 seccomp getrandom memfd_create bpf execveat userfaultfd membarrier mlock2 copy_file_range
         preadv2 pwritev2 pkey_mprotect pkey_alloc pkey_free statx io_pgetevents rseq kexec_file_load
     """,
-    424: """
-        pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig
-        fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise
-        epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset landlock_add_rule
-        landlock_restrict_self memfd_secret process_mrelease futex_waitv set_mempolicy_home_node cachestat
-        fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
-    """,
+    424: _SINCE_424,
 }
 
 
