@@ -213,8 +213,8 @@ cdef int sync_in_turn(Publication* publication) noexcept nogil:
     pthread_mutex_lock(&turn.mutex)
     if turn.failed == 0:
         code = sync_timed(publication, publication.directory)
-        if code != -EINVAL:      # network file systems that need none say so
-            turn.failed = -code
+        if code and code != -EINVAL:   # network file systems that need none say so
+            atomic_write_int(&turn.failed, -code)
     code = -turn.failed
     pthread_mutex_unlock(&turn.mutex)
     return code
