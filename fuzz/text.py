@@ -67,6 +67,8 @@ def _cluster(text: str) -> bool:
 
 def _name(text: str) -> bool:
     """A name that a directory's listing brings: what is not ours stays."""
+    if "/" in text:  # A path: it would be somewhere else.
+        return False
     with directory() as path:
         try:
             (path / text).touch(exist_ok=False)
