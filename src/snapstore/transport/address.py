@@ -58,6 +58,8 @@ def parse_address(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"an IPv6 address goes in brackets: [{host}]:{port}")
+    if "[" in host or "]" in host:
+        raise ValueError(f"brackets go around an IPv6 address, once, not as in {text!r}")
     if not host:
         raise ValueError(f"{text!r} names no host; 127.0.0.1 is this machine, 0.0.0.0 every interface")
     return Address(host, int(port))
