@@ -56,7 +56,7 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not {text!r}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if ":" not in host:
+        if host and ":" not in host:
             raise ValueError(f"brackets are for an IPv6 address, not as in {text!r}")
     elif ":" in host:
         raise ValueError(f"an IPv6 address goes in brackets: [{host}]:{port}")
