@@ -252,8 +252,11 @@ class SnapshotDir(Shelf):
         return removed
 
     def _sweep_partials(self, coming: int | None = None) -> Sequence[str]:
-        newest = self.newest()
-        return sweep_partials(self._fd, max(coming or 0, newest.index + 1 if newest else 0), coming)
+        def wanted() -> int:
+            newest = self.newest()
+            return max(coming or 0, newest.index + 1 if newest else 0)
+
+        return sweep_partials(self._fd, wanted, coming)
 
     @contextlib.contextmanager
     def _claimed(self, index: int) -> Iterator[None]:

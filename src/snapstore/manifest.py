@@ -65,9 +65,14 @@ class Manifest:
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read what `to_bytes` wrote; raises SnapshotCorrupt for anything else."""
         try:
-            manifest = cls._from_fields(unsealed(data))
+            fields = json.loads(data)
+            if not isinstance(fields, dict):
+                raise ValueError("not an object")
+            seal = fields.pop("seal", None)
+            manifest = cls._from_fields(fields)
+            # There is one way to write it, seal included: whatever else says the same is refused.
             if manifest.to_bytes() != data:
-                raise ValueError("not spelled as it must be")
+                raise ValueError(f"the seal {seal!r} is wrong, or it is not in canonical form")
             return manifest
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise SnapshotCorrupt(f"the manifest is broken: {error}") from error
@@ -96,16 +101,6 @@ class Manifest:
 def sealed(fields: dict[str, Any]) -> bytes:
     """Return `fields` as JSON in canonical form, with a seal: its own CRC32C."""
     return _canonical({**fields, "seal": _seal(fields)})
-
-
-def unsealed(data: bytes) -> dict[str, Any]:
-    """Return the fields that `sealed` was given; ValueError for anything that it did not make."""
-    fields = json.loads(data)
-    if not isinstance(fields, dict) or _canonical(fields) != data:
-        raise ValueError("not in canonical form")
-    if fields.pop("seal", None) != _seal(fields):
-        raise ValueError("the seal is wrong")
-    return fields
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

@@ -213,20 +213,24 @@ class Reception:
 
 
 def sweep_partials(
-    directory: int, wanted: int, coming: int | None = None, now_s: float | None = None
+    directory: int, wanted: Callable[[], int], coming: int | None = None, now_s: float | None = None
 ) -> list[str]:
     """Remove kept chunks that nobody will ask for again; the names that are gone.
 
-    Those of an index below `wanted`, the lowest that a leader may still offer, but for `coming`; those
+    Those of an index below `wanted()`, the lowest that a leader may still offer, but for `coming`; those
     whose index has a snapshot (they may be its second name, see disk.py); those without a note, empty
     or older than PARTIAL_AGE_MAX_S by `now_s` (seconds of the epoch; None: now); of the rest all but
     the PARTIALS_MAX youngest; and notes without chunks. What another saver holds stays. In a directory
-    that we cannot change nothing is removed.
+    that we cannot change nothing is removed. `wanted` reads manifests, so it is asked only where
+    something was kept.
     """
     now_s = time.time() if now_s is None else now_s
     names = disk.list_names(directory)
     partials = {int(found[1], 16) for name in names if (found := _PARTIAL_NAME.match(name))}
     notes = {int(found[1], 16) for name in names if (found := _NOTE_NAME.match(name))}
+    if not partials | notes:
+        return []
+    lowest = wanted()
     changed_s = {index: _changed_s(directory, index) for index in partials}
     youngest = sorted(partials, key=lambda index: (changed_s[index], index))[-PARTIALS_MAX:]
     gone = [
@@ -234,7 +238,7 @@ def sweep_partials(
         for index in sorted(partials | notes)
         if index not in youngest
         or index not in notes
-        or (index < wanted and index != coming)
+        or (index < lowest and index != coming)
         or disk.name_taken(directory, disk.snapshot_name(index))
         or now_s - changed_s[index] > PARTIAL_AGE_MAX_S
     ]

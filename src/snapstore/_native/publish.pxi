@@ -45,9 +45,17 @@ cdef int lock_wait(int fd, Pulse* pulse) noexcept nogil:
     return 0
 
 
+cdef int check_named(int directory, const char* name, int fd, struct_stat* status) noexcept nogil:
+    """0 where `name` still stands for the open file, whose status comes back; -ENOENT, or another errno."""
+    cdef struct_stat named
+    if fstat(fd, status) < 0 or fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) < 0:
+        return -errno
+    return 0 if status.st_ino == named.st_ino and status.st_dev == named.st_dev else -ENOENT
+
+
 cdef int temp_create(int directory, const char* name, Pulse* pulse) noexcept nogil:
     """A new locked file, or a negative outcome. The lock tells a cleaner that its saver lives."""
-    cdef struct_stat ours, named
+    cdef struct_stat status
     cdef int fd, code, attempt
     for attempt in range(TEMP_ATTEMPTS_MAX):
         fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
@@ -55,12 +63,12 @@ cdef int temp_create(int directory, const char* name, Pulse* pulse) noexcept nog
             return -errno
         # A cleaner that was quicker holds the lock for as long as its unlink takes; then the name is free.
         code = lock_wait(fd, pulse)
-        if code == 0 and (fstat(fd, &ours) < 0 or fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) < 0):
-            code = -errno
-        if code == 0 and ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
+        if code == 0:
+            code = check_named(directory, name, fd, &status)
+        if code == 0:
             return fd
         close(fd)
-        if code and code != -ENOENT:
+        if code != -ENOENT:
             unlinkat(directory, name, 0)
             return code
     return -EBUSY
@@ -71,7 +79,7 @@ cdef int temp_resume(int directory, const char* name) noexcept nogil:
 
     -EAGAIN when somebody else is at it. Never waits, never follows a link.
     """
-    cdef struct_stat ours, named
+    cdef struct_stat status
     cdef int fd, code, attempt
     cdef bint created
     for attempt in range(TEMP_ATTEMPTS_MAX):
@@ -83,16 +91,13 @@ cdef int temp_resume(int directory, const char* name) noexcept nogil:
             continue             # whoever had it has come to an end just now
         if fd < 0:
             return -errno
-        code = 0
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0 or fstat(fd, &ours) < 0
-                or fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) < 0):
-            code = -errno
-        elif not S_ISREG(ours.st_mode) or ours.st_nlink > 1:
+        code = -errno if flock(fd, LOCK_EX | LOCK_NB) < 0 else check_named(directory, name, fd, &status)
+        if code == 0 and (not S_ISREG(status.st_mode) or status.st_nlink > 1):
             code = -EEXIST       # somebody put it there who is not us
-        elif ours.st_ino == named.st_ino and ours.st_dev == named.st_dev:
+        if code == 0:
             return fd
         close(fd)
-        if code and code != -ENOENT and code != -EINTR:
+        if code != -ENOENT and code != -EINTR:
             if created and code != -EAGAIN:
                 unlinkat(directory, name, 0)
             return code
