@@ -6,12 +6,12 @@ import contextlib
 import socket
 import threading
 
-from nodes import WAIT_S
+from nodes import WAIT_S, Listener, reset_at_close
 
 _PIECE_SIZE = 256 * 1024
 
 
-class CuttingLine:
+class CuttingLine(Listener):
     """Passes connections on to `url`, one after the other; `passed` counts the bytes to the follower,
     `returned` those that came back, of all connections together.
 
@@ -21,13 +21,10 @@ class CuttingLine:
 
     def __init__(self, url):
         self._target = url
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.passed = self.returned = 0
         self._left = None
         self._reset = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        super().__init__()
 
     def cut_after(self, count, *, reset=False, url=None):
         self.passed, self._left, self._reset = 0, count, reset
@@ -60,8 +57,7 @@ class CuttingLine:
             follower.shutdown(socket.SHUT_WR)
         if self._left is not None:
             if self._reset:
-                linger = (1).to_bytes(4, "little") + bytes(4)
-                leader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                reset_at_close(leader)
             with contextlib.suppress(OSError):
                 leader.shutdown(socket.SHUT_RDWR)
 
@@ -72,12 +68,3 @@ class CuttingLine:
                 self.returned += len(data)
         with contextlib.suppress(OSError):
             leader.shutdown(socket.SHUT_WR)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join()

@@ -5,15 +5,13 @@ What is no answer, whatever was asked, stands here; the rest with the tests of w
 
 from __future__ import annotations
 
-import socket
-import struct
 import threading
 import time
 
 import pytest
 
 from bystander import met
-from nodes import WAIT_S, Impostor, read_head
+from nodes import WAIT_S, Impostor, read_head, reset_at_close, saying
 from snapstore.errors import SnapshotCorrupt, SnapshotTooLarge, TransportError
 from snapstore.transport.http import SnapshotClient
 
@@ -51,19 +49,6 @@ def answer(status, body=b"", *lines, length=None):
     return "\r\n".join(head).encode("latin-1") + body
 
 
-def saying(*parts):
-    """Hear the head, say this, and hear all the rest."""
-
-    def behave(connection, done):
-        read_head(connection)
-        for part in parts:
-            connection.sendall(part)
-        while connection.recv(65536):
-            pass
-
-    return behave
-
-
 def hanging(*parts):
     """Hear the head, say this, and then neither read nor speak."""
 
@@ -84,7 +69,7 @@ def leaving(*parts, reset=False):
         for part in parts:
             connection.sendall(part)
         if reset:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset_at_close(connection)
 
     return behave
 

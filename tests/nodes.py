@@ -243,21 +243,19 @@ def read_head(connection):
     return head
 
 
-class Impostor:
-    """A listener that lets `behave(connection)` speak in place of a follower, once."""
+def reset_at_close(connection):
+    """Let a socket's end be a RST at once, and no FIN."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def __init__(self, behave):
+
+class Listener:
+    """A listener on this machine, which `_run` of who inherits serves in a thread."""
+
+    def __init__(self, *arguments):
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._run, args=(behave,))
+        self._thread = threading.Thread(target=self._run, args=arguments)
         self._thread.start()
-
-    def _run(self, behave):
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            with connection:
-                connection.settimeout(WAIT_S)
-                behave(connection)
 
     def __enter__(self):
         return self
@@ -267,3 +265,27 @@ class Impostor:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
+
+
+class Impostor(Listener):
+    """A listener that lets `behave(connection)` speak in place of a follower, once."""
+
+    def _run(self, behave):
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.settimeout(WAIT_S)
+                behave(connection)
+
+
+def saying(*parts):
+    """An impostor's behaviour: hear the head, say this, and hear the rest."""
+
+    def behave(connection, *_):
+        read_head(connection)
+        for part in parts:
+            connection.sendall(part)
+        while connection.recv(65536):
+            pass
+
+    return behave

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import struct
 import time
 
 import pytest
@@ -25,7 +24,18 @@ from bystander import (
     statuses,
     undisturbed,
 )
-from nodes import META, UNIT, Follower, RawPeer, frames, push, put_head, wait_until, written
+from nodes import (
+    META,
+    UNIT,
+    Follower,
+    RawPeer,
+    frames,
+    push,
+    put_head,
+    reset_at_close,
+    wait_until,
+    written,
+)
 from snapstore.transport.http import SnapshotClient
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
@@ -164,7 +174,7 @@ def test_a_peer_that_stalls_is_told_in_time_and_others_go_on(
 
 def reset(peer):
     """Leave without a FIN: with a RST at once."""
-    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_at_close(peer.socket)
 
 
 def half_close(peer):

@@ -10,15 +10,25 @@ import contextlib
 import os
 import re
 import resource
-import socket
-import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bystander import met
-from nodes import CONTENT, META, UNIT, WAIT_S, RawPeer, frames, push, put_head, wait_until, written
+from nodes import (
+    CONTENT,
+    META,
+    UNIT,
+    WAIT_S,
+    RawPeer,
+    frames,
+    push,
+    put_head,
+    reset_at_close,
+    wait_until,
+    written,
+)
 from processes import Process
 from snapstore.errors import PeerRejected, PeerUnreachable
 from snapstore.meta import SnapshotMeta
@@ -197,14 +207,10 @@ def test_a_crowd_takes_no_more_than_its_room(storm, said, request):
                 peer.send(said)
 
 
-def reset(peer):
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
 @pytest.mark.parametrize(
     "said", [b"", GET_IMAGE, put_head(expect=False) + frames()[:-1]], ids=["silent", "get", "push"]
 )
-@pytest.mark.parametrize("leave", [reset, lambda peer: None], ids=["reset", "closed"])
+@pytest.mark.parametrize("leave", [reset_at_close, lambda peer: None], ids=["reset", "closed"])
 def test_those_who_come_again_and_again_take_no_more_than_their_room(storm, said, leave, request):
     def come(_):
         with contextlib.suppress(ConnectionError), connect(parse_url(url), WAIT_S) as peer:

@@ -25,6 +25,7 @@ from nodes import (
     frames,
     put_head,
     read_head,
+    reset_at_close,
     wait_until,
     written,
 )
@@ -536,50 +537,40 @@ class TestFetch:
     @pytest.mark.parametrize("reset", [False, True])
     @pytest.mark.parametrize("chunks", [1, 2, 3])
     def test_a_cut_keeps_what_came(self, holder, directory, chunks, reset):
-        class Broken(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                manifest = (holder.directory.path / f"{7:016x}.json").read_bytes()
-                is_manifest = self.path.endswith("manifest")
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(manifest if is_manifest else CONTENT)))
-                self.end_headers()
-                self.wfile.write(manifest if is_manifest else CONTENT[: chunks * UNIT + 5])
-                if reset and not is_manifest:
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    os.close(self.connection.detach())  # `close` would take leave first.
-
-            def log_message(self, *args):
-                pass
-
-        with Serving(Broken) as url, pytest.raises(PeerUnreachable if reset else SnapshotTruncated):
+        cut_after = chunks * UNIT + 5
+        broken = PeerUnreachable if reset else SnapshotTruncated
+        with Serving(holder.directory, cut_after, reset=reset) as url, pytest.raises(broken):
             SnapshotClient().fetch(url, 7, directory)
         # A reset overtakes what the socket still has.
         left = len(CONTENT) - chunks * UNIT + FETCH_OVERHEAD_MAX
         assert self.fetched(holder, directory) < (left if not reset else len(CONTENT) + FETCH_OVERHEAD_MAX)
 
     def test_a_peer_that_knows_no_ranges_sends_all(self, holder, directory):
-        class Simple(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                manifest = (holder.directory.path / f"{7:016x}.json").read_bytes()
-                body = manifest if self.path.endswith("manifest") else CONTENT
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
         leave_as_noted(directory, 2)
-        with Serving(Simple) as url:
+        with Serving(holder.directory) as url:
             assert SnapshotClient().fetch(url, 7, directory).path.read_bytes() == CONTENT
 
 
 class Serving:
-    """A plain HTTP server around `handler`, in a thread."""
+    """A plain HTTP server that knows no ranges: of snapshot 7, which is CONTENT, it sends so many bytes."""
 
-    def __init__(self, handler):
-        self._server = http.server.HTTPServer(("127.0.0.1", 0), handler)
+    def __init__(self, directory, cut_after=None, *, reset=False):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                is_manifest = self.path.endswith("manifest")
+                body = (directory.path / f"{7:016x}.json").read_bytes() if is_manifest else CONTENT
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body if is_manifest else body[:cut_after])
+                if reset and not is_manifest:
+                    reset_at_close(self.connection)
+                    os.close(self.connection.detach())  # `close` would take leave first.
+
+            def log_message(self, *args):
+                pass
+
+        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
     def __enter__(self):

@@ -15,6 +15,7 @@ from nodes import (
     Impostor,
     endless,
     read_head,
+    saying,
     written,
 )
 from snapstore.directory import SnapshotDir
@@ -33,19 +34,6 @@ pytestmark = pytest.mark.usefixtures("nothing_lost")
 def answer(status, body, *lines):
     head = [f"HTTP/1.1 {status} Words", f"Content-Length: {len(body)}", *lines, "", ""]
     return "\r\n".join(head).encode() + body
-
-
-def saying(*parts):
-    """An impostor's behaviour: hear the head, say this, and hear the rest."""
-
-    def behave(connection):
-        read_head(connection)
-        for part in parts:
-            connection.sendall(part)
-        while connection.recv(65536):
-            pass
-
-    return behave
 
 
 def send(url, stream=None, **timeouts):

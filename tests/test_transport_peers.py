@@ -16,6 +16,7 @@ from nodes import (
     endless,
     frames,
     put_head,
+    reset_at_close,
     wait_until,
     written,
 )
@@ -144,8 +145,7 @@ def test_a_peer_that_leaves_frees_its_place(tmp_path, reset):
             peer.hear_continue()
             peer.say(frames()[:-1])
             if reset:
-                linger = (1).to_bytes(4, "little") + bytes(4)
-                peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                reset_at_close(peer.socket)
 
         def is_free():
             with contextlib.suppress(PeerRejected), written() as stream:

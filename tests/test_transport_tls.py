@@ -24,6 +24,7 @@ from nodes import (
     frames,
     push,
     put_head,
+    reset_at_close,
     wait_until,
     written,
 )
@@ -135,7 +136,7 @@ def test_a_body_cut_off_saves_nothing(secured, node, leave):
                 peer.raw.shutdown(socket.SHUT_WR)
                 assert peer.hear()[0] == 422
             else:
-                peer.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, (1).to_bytes(4, "little") + bytes(4))
+                reset_at_close(peer.raw)
         wait_until(lambda: not secured.server._connections)
         assert secured.indexes == []
 
