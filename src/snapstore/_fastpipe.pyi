@@ -129,6 +129,7 @@ class Body:
     def readinto(
         self, buffer: Buffer, *, idle_timeout_s: float | None = None, rate_min: float = 0
     ) -> int: ...
+    def put_back(self, data: bytes) -> None: ...
 
 @final
 class Frames:

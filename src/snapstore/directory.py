@@ -25,9 +25,11 @@ from snapstore.source import known_size, open_source
 from snapstore.stored import SavedSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from snapstore._fastpipe import Progress
+    from snapstore._fastpipe import Image, Progress
+
+    _MetaOf = Callable[[Image], SnapshotMeta | int]
 
 #: No store that a raft node restores in one piece is larger; a bound for sources without an end.
 SNAPSHOT_SIZE_MAX = 32 * 2**40
@@ -74,7 +76,7 @@ class SnapshotDir(Shelf):
     def save_from(
         self,
         source: object,
-        meta_or_index: SnapshotMeta | int,
+        meta_or_index: SnapshotMeta | int | _MetaOf,
         *,
         size: int | None = None,
         size_max: int | None = None,
@@ -94,27 +96,43 @@ class SnapshotDir(Shelf):
         source may be silent, and `rate_min` the bytes/s that it must give while we wait for it,
         measured over that time; neither can hold for Python readers, which have the thread meanwhile.
 
+        Where only the bytes tell their index, `meta_or_index` is a function that reads it in an Image
+        of them: called once, when all are written and before they have a name. What it raises ends
+        the save, and SnapshotExists and SnapshotBusy come after it.
+
         Raises SnapshotExists before a byte is read (the stored one is kept), SnapshotBusy when this
         index is being saved by this process, SnapshotTruncated, SnapshotTooLarge and SnapshotCorrupt
         for a bad source, OSError as the system gives it, and SnapshotNotDurable when only the last
         fsync failed. After any of them but the last nothing is left of the attempt.
         """
-        meta = to_meta(meta_or_index)
+        meta = meta_or_index if callable(meta_or_index) else to_meta(meta_or_index)
+        with self._begun(meta) as file:
+            return self._fill(
+                file,
+                source,
+                meta,
+                size=size,
+                size_max=size_max,
+                chunk_size=chunk_size,
+                expected=expected,
+                progress=progress,
+                idle_timeout_s=idle_timeout_s,
+                rate_min=rate_min,
+            )
+
+    @contextlib.contextmanager
+    def _begun(self, meta: SnapshotMeta | _MetaOf) -> Iterator[_fastpipe.SaveFile]:
+        """Yield a new file; its index is claimed meanwhile where it is known."""
+        if callable(meta):
+            self._check_usable()
+            self.check_sound()
+            with self._naming_disk_errors(None), self._new_file(None) as file:
+                yield file
+            return
         with self._claimed(meta.index):
             self._refuse_existing(meta.index)
             with self._naming_disk_errors(meta.index), self._new_file(meta.index) as file:
-                return self._fill(
-                    file,
-                    source,
-                    meta,
-                    size=size,
-                    size_max=size_max,
-                    chunk_size=chunk_size,
-                    expected=expected,
-                    progress=progress,
-                    idle_timeout_s=idle_timeout_s,
-                    rate_min=rate_min,
-                )
+                yield file
 
     @contextlib.contextmanager
     def receive(
@@ -148,7 +166,7 @@ class SnapshotDir(Shelf):
         self,
         file: _fastpipe.SaveFile,
         source: object,
-        meta: SnapshotMeta,
+        meta: SnapshotMeta | _MetaOf,
         *,
         size: int | None = None,
         size_max: int | None = None,
@@ -168,17 +186,23 @@ class SnapshotDir(Shelf):
             expected=expected.chunk_digests if expected else None,
             **options,
         )
-        return self._publish(file, Manifest(meta, copied.size, copied.digest, unit, copied.chunk_digests))
+        if not callable(meta):
+            return self._publish(file, Manifest(meta, copied.size, copied.digest, unit, copied.chunk_digests))
+        with _fastpipe.Image(file.fd, copied.size, close_fd=False) as image:
+            meta = to_meta(meta(image))
+        with self._claimed(meta.index):
+            self._refuse_existing(meta.index)
+            return self._publish(file, Manifest(meta, copied.size, copied.digest, unit, copied.chunk_digests))
 
-    def _new_file(self, index: int, *, named: bool = False) -> _fastpipe.SaveFile:
+    def _new_file(self, index: int | None, *, named: bool = False) -> _fastpipe.SaveFile:
         if os.fstat(self._fd).st_nlink == 0:  # What the system says later differs, and none is clear.
             raise FileNotFoundError(errno.ENOENT, "the directory was removed", str(self.path))
         try:
-            if named:
+            if named and index is not None:
                 return open_partial(self._fd, index)
-            return _fastpipe.SaveFile(self._fd, disk.temp_name(index).encode(), nameless=self._nameless)
+            return _fastpipe.SaveFile(self._fd, disk.temp_name(index or 0).encode(), nameless=self._nameless)
         except OSError as error:
-            error.filename = str(self._path(index))
+            error.filename = self._place(index)
             raise
 
     def _publish(self, file: _fastpipe.SaveFile, manifest: Manifest) -> SavedSnapshot:
@@ -291,10 +315,13 @@ class SnapshotDir(Shelf):
             ) from error
 
     @contextlib.contextmanager
-    def _naming_disk_errors(self, index: int) -> Iterator[None]:
+    def _naming_disk_errors(self, index: int | None) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.filename is None and error.errno in _DISK_ERRORS:
-                error.filename = str(self._path(index))
+                error.filename = self._place(index)
             raise
+
+    def _place(self, index: int | None) -> str:
+        return str(self.path if index is None else self._path(index))

@@ -7,6 +7,7 @@ is at most one data frame and then the chunk frames that the C core writes and v
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import struct
@@ -26,6 +27,9 @@ CONTENT_TYPE = "application/vnd.snapstore.frames"
 
 #: A head with everything an offer has stays far below; proxies grant between 8 and 64 KiB.
 HEAD_SIZE_MAX = 64 * 1024
+
+#: A raft message that announces a snapshot holds its metadata alone: some ten bytes for each member.
+MESSAGE_SIZE_MAX = 16 * 1024
 
 #: One head and one foot for each chunk, and as much for the closing frame.
 _FRAME_OVERHEAD = 20
@@ -58,6 +62,10 @@ class Offer:
 
     `data_size` is how many bytes of `meta.data` open the body: they are no part of the head, and a
     parsed offer has none of them yet.
+
+    `message` is the raft message that goes with the snapshot, unread here, `MESSAGE_SIZE_MAX` bytes at
+    most. It is of one sender to one receiver, and no part of what is saved: it comes with each attempt,
+    also where the snapshot is stored already.
     """
 
     meta: SnapshotMeta
@@ -65,6 +73,11 @@ class Offer:
     chunk_size: int
     cluster: str = ""
     data_size: int = 0
+    message: bytes = b""
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MESSAGE_SIZE_MAX:
+            raise ValueError(f"message has {len(self.message)} bytes, the limit is {MESSAGE_SIZE_MAX}")
 
     @property
     def body_size(self) -> int | None:
@@ -92,6 +105,8 @@ class Offer:
             fields.append(("Snapstore-Cluster", self.cluster))
         if self.data_size:
             fields.append(("Snapstore-Data-Size", str(self.data_size)))
+        if self.message:
+            fields.append(("Snapstore-Message", base64.b64encode(self.message).decode("ascii")))
         if self.size is not None:
             fields.append(("Snapstore-Size", str(self.size)))
         return [*fields, ("Transfer-Encoding", "chunked")]
@@ -113,6 +128,7 @@ class Offer:
             _number(headers, "snapstore-chunk-size", _fastpipe.CHUNK_SIZE_MAX),
             headers.get("snapstore-cluster", ""),
             _number(headers, "snapstore-data-size", META_DATA_SIZE_MAX),
+            _message(headers),
         )
         if offer.chunk_size < _fastpipe.CHUNK_SIZE_MIN or offer.chunk_size % _fastpipe.CHUNK_SIZE_MIN:
             raise OfferMalformed(f"Snapstore-Chunk-Size must be a multiple of {_fastpipe.CHUNK_SIZE_MIN}")
@@ -149,6 +165,16 @@ def _number(headers: Mapping[str, str], name: str, number_max: int = 2**64 - 1) 
     if not _NUMBER.match(text) or int(text) > number_max:
         raise OfferMalformed(f"{name} must be a number up to {number_max}, not {text!r}")
     return int(text)
+
+
+def _message(headers: Mapping[str, str]) -> bytes:
+    try:
+        message = base64.b64decode(headers.get("snapstore-message", ""), validate=True)
+    except ValueError as error:
+        raise OfferMalformed(f"Snapstore-Message is not base64: {error}") from None
+    if len(message) > MESSAGE_SIZE_MAX:
+        raise OfferMalformed(f"Snapstore-Message has {len(message)} bytes, the limit is {MESSAGE_SIZE_MAX}")
+    return message
 
 
 def _conf_state(headers: Mapping[str, str]) -> ConfState:

@@ -21,6 +21,8 @@ cdef struct BodyState:
     char* buffer                 # read, not yet used
     size_t buffer_start
     size_t buffer_end
+    const char* ahead            # put back by the one who looked at it: comes before all else
+    size_t ahead_left
 
 
 cdef int64_t socket_read(int fd, char* buffer, size_t size, Pulse* pulse) noexcept nogil:
@@ -124,6 +126,12 @@ cdef int64_t body_read(BodyState* body, char* buffer, size_t size, Pulse* pulse)
     cdef int code
     if size == 0:
         return 0
+    if body.ahead_left:
+        size = min(size, body.ahead_left)
+        memcpy(buffer, body.ahead, size)
+        body.ahead += size
+        body.ahead_left -= size
+        return size
     if body.left == 0 and body.mode == BODY_CHUNKED and not body.ended:
         code = body_next_chunk(body, pulse)
         if code:

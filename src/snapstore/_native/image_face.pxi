@@ -140,6 +140,7 @@ cdef class Body:
     cdef BodyState state
     cdef uint64_t window_bytes   # the pulse's, from one `readinto` to the next
     cdef int64_t window_waited_ns
+    cdef bytes ahead             # holds what `state.ahead` points into
 
     def __init__(self, int fd, bytes kept not None, length):
         if len(kept) > BODY_BUFFER_SIZE:
@@ -157,6 +158,8 @@ cdef class Body:
     @property
     def ended(self):
         """Whether all of the body was read."""
+        if self.state.ahead_left:
+            return False
         return self.state.ended or (self.state.mode == BODY_SIZED and self.state.left == 0)
 
     @property
@@ -186,6 +189,17 @@ cdef class Body:
         if count < 0:
             raise_outcome(count, None, 0, 0)
         return count
+
+    def put_back(self, bytes data not None):
+        """Have `data`, which was read to be looked at, read again before what follows it.
+
+        The whole of it at once: ValueError while an earlier one is not used up.
+        """
+        if self.state.ahead_left:
+            raise ValueError(f"{self.state.ahead_left} bytes that were put back are not read yet")
+        self.ahead = data
+        self.state.ahead = <const char*>data
+        self.state.ahead_left = len(data)
 
     def __dealloc__(self):
         free(self.state.buffer)

@@ -8,6 +8,7 @@ direction are moved by the C core without the GIL, so that no event loop in the 
     GET  /v1/snapshots/{index}            the raw image, with Range
     GET  /v1/snapshots/{index}/manifest   its manifest
     GET  /healthz                         "ok"
+    (routes)                              what a part above answers, see routes.py
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from snapstore import _fastpipe
 from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, SnapstoreError
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
+from snapstore.transport.routes import Exchange, Route, find_route
 from snapstore.transport.token import shows_token
 from snapstore.wire import (
     Offer,
@@ -36,7 +38,7 @@ from snapstore.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from snapstore.directory import SnapshotDir
     from snapstore.stored import StoredSnapshot
@@ -72,8 +74,10 @@ class Connection:
         idle_timeout_s: float,
         rate_min: float,
         head_timeout_s: float = HEAD_TIMEOUT_S,
+        routes: Mapping[str, Route] | None = None,
     ) -> None:
         self._socket = sock
+        self._routes = routes or {}
         self._directory = directory
         self._receiver = receiver
         self._peer = peer
@@ -111,6 +115,9 @@ class Connection:
         """Answer one request; what was read of the next one. A refusal ends the connection."""
         try:
             self._check_token(head)
+            route = find_route(self._routes, head.target)
+            if route is not None:
+                return self._call_route(route, head)
             if head.method == "PUT":
                 return self._put(head)
             self._get(head)
@@ -133,6 +140,14 @@ class Connection:
             return
         words = "the bearer token is wrong" if "authorization" in head.headers else "show the bearer token"
         raise PeerRejected(HTTPStatus.UNAUTHORIZED, words)
+
+    def _call_route(self, route: Route, head: Head) -> bytes:
+        exchange = Exchange(self._socket, head, self._peer, self._idle_timeout_s, self._rate_min)
+        route(exchange)
+        self._keep_alive = exchange.keep_alive
+        if not exchange.body.ended:
+            self._linger()
+        return exchange.body.leftover
 
     # The push.
 

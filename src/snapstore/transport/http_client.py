@@ -93,8 +93,12 @@ class SnapshotClient:
         *,
         chunk_size: int = _fastpipe.CHUNK_SIZE_DEFAULT,
         progress: Progress | None = None,
+        message: bytes = b"",
     ) -> SentSnapshot:
         """Send `stream` to the peer at `url`; returns when the follower has saved it for good.
+
+        `message` is what a raft engine wants told along with it; the peer's `on_offer` finds it in the
+        offer. ValueError beyond `wire.MESSAGE_SIZE_MAX` bytes.
 
         Raises PeerRejected with the peer's reason, PeerUnreachable when it cannot be reached or
         leaves or falls silent, TransportError when it does not speak as agreed, and as it is what
@@ -105,7 +109,7 @@ class SnapshotClient:
         goes on behind what the follower has verified and kept. Both sides read that part again, and
         compare digests in place of the bytes.
         """
-        offer = Offer(stream.meta, stream.size, chunk_size, self.cluster, len(stream.meta.data))
+        offer = Offer(stream.meta, stream.size, chunk_size, self.cluster, len(stream.meta.data), message)
         try:
             return self._push(url, offer, stream, progress)
         except PeerRejected as rejected:

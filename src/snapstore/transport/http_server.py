@@ -23,18 +23,20 @@ from snapstore.transport.heads import response_head
 from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, check_rate
 from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
 from snapstore.transport.relay import Relay
+from snapstore.transport.routes import check_routes
 from snapstore.transport.tls import NotTls
 from snapstore.transport.token import check_token
 from snapstore.wire import HEAD_SIZE_MAX, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot
     from snapstore.transport.address import Address
+    from snapstore.transport.routes import Route
     from snapstore.wire import Offer
 
 logger = logging.getLogger("snapstore.transport")
@@ -49,6 +51,7 @@ class SnapshotServer:
     `address` is HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one, and `url` tells which.
     `on_saved(saved)` is called on a thread of the server's after each save and before its answer;
     an exception there is the peer's answer. `on_offer(offer)` may refuse by raising PeerRejected.
+    For one request both are called on the same thread.
     `cluster` refuses offers of other clusters. Timeouts in seconds: `idle_timeout_s` without a byte of
     a body, either way; `head_timeout_s` for a whole head, for a TLS handshake, and between two
     requests. A peer that keeps us waiting for fewer than `rate_min` bytes/s, over `idle_timeout_s`
@@ -56,6 +59,9 @@ class SnapshotServer:
 
     `tls` (see `transport.tls.server_context`) makes it speak TLS only. Peers must show `token`, where
     there is one, with every request but /healthz.
+
+    `routes` are called for requests at their path and below (see `transport.routes.Exchange`), on the
+    connection's thread: that is how `etcd.member.EtcdMember` answers.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class SnapshotServer:
         head_timeout_s: float = HEAD_TIMEOUT_S,
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
+        routes: Mapping[str, Route] | None = None,
     ) -> None:
         if min(saves_max, connections_max) < 1 or min(idle_timeout_s, head_timeout_s) <= 0:
             raise ValueError("saves_max and connections_max are 1 or more, timeouts are above 0 seconds")
@@ -82,6 +89,7 @@ class SnapshotServer:
             raise ValueError("TLS needs HOST:PORT to listen on, and a context for the server's side")
         self._tls = tls
         self._token = check_token(token)
+        self._routes = check_routes(routes or {})
         self.directory = directory
         self.idle_timeout_s = idle_timeout_s
         self.rate_min = rate_min
@@ -234,6 +242,7 @@ class SnapshotServer:
             idle_timeout_s=self.idle_timeout_s,
             rate_min=self.rate_min,
             head_timeout_s=self.head_timeout_s,
+            routes=self._routes,
         )
 
     def __enter__(self) -> Self:
