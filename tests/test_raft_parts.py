@@ -1,0 +1,142 @@
+"""The parts of the exchange, each for itself: retries, holds, the inbox, the slot."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from raft_members import ListKV
+from snapstore.errors import (
+    PeerRejected,
+    PeerUnreachable,
+    StoreClosed,
+    TransportError,
+)
+from snapstore.raft import KvSlot, RetryPolicy
+from snapstore.raft.holds import Holds
+from snapstore.raft.inbox import Inbox
+from snapstore.testing import FakeClock
+
+
+def test_progress_begins_the_count_anew():
+    retries = RetryPolicy(attempts_max=2, random=lambda: 0.0).begin()
+    broken = PeerUnreachable("cut")
+    size = RetryPolicy().progress_size_min
+    assert [retries.delay_s(broken, reached * size) for reached in (1, 2, 3, 3)] == [0.25, 0.25, 0.25, None]
+
+
+def test_nobody_waits_longer_than_the_limit():
+    clock = FakeClock()
+    retries = RetryPolicy(elapsed_s_max=10.0, random=lambda: 0.0, monotonic=clock.monotonic).begin()
+    assert retries.delay_s(PeerRejected(503, "busy", 5.0), 0) == 5.25
+    clock.advance(5.25)
+    assert retries.delay_s(PeerRejected(503, "busy", 5.0), 0) is None
+    assert retries.delay_s(TransportError("it spoke strangely"), 0) == 1.0
+
+
+def test_delays_are_spread_and_bounded():
+    policy = RetryPolicy(random=random.Random(7).random)
+    delays = [policy.delay_s(1) for _ in range(100)]
+    assert 0.25 <= min(delays) < 0.3
+    assert 0.45 < max(delays) <= 0.5
+    assert 7.5 <= policy.delay_s(1000) <= 15.0
+    with pytest.raises(ValueError, match="attempts_max"):
+        RetryPolicy(attempts_max=0)
+
+
+def test_log_is_held_for_what_followers_will_need():
+    clock = FakeClock()
+    holds = Holds(clock.monotonic, linger_s=30.0, held_s_max=100.0, held_entries_max=50)
+    assert holds.limit(20) == 20
+    first, second = holds.hold(10), holds.hold(15)
+    assert holds.limit(20) == 9
+    assert holds.limit(5) == 5
+    assert holds.limit(60) == 14, "the first has fallen too far behind"
+    holds.release(first, finished=False)
+    holds.release(second, finished=True)
+    assert holds.limit(20) == 14
+    clock.advance(30.0)
+    assert holds.limit(20) == 20
+    holds.hold(1)
+    assert holds.limit(20) == 0
+    clock.advance(100.0)
+    assert holds.limit(20) == 20
+
+
+def test_inbox_belongs_to_one_thread_and_survives_what_it_runs(caplog):
+    woken = []
+    inbox = Inbox(lambda: woken.append(True))
+    done = []
+    inbox.post(lambda: 1 / 0)
+    inbox.post(lambda: inbox.post(lambda: done.append(2)))
+    assert inbox.pending
+    assert inbox.run() == 2
+    assert done == []
+    assert inbox.run() == 1
+    assert done == [2]
+    assert len(woken) == 3
+    assert "ZeroDivisionError" in caplog.text
+    raised = []
+
+    def run():
+        try:
+            inbox.run()
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(raised) == 1
+
+
+def test_inbox_whose_wake_fails_keeps_the_call(caplog):
+    done = []
+    inbox = Inbox(lambda: 1 / 0)
+    inbox.post(lambda: done.append(1))
+    inbox.run()
+    assert done == [1]
+    assert "waking the raft thread failed" in caplog.text
+
+
+# The slot.
+
+
+def test_old_kv_is_closed_by_its_last_reader():
+    old, new = ListKV(), ListKV()
+    slot = KvSlot(old)
+    snapshot = slot.snapshot()
+    with slot.reading() as kv:
+        assert kv is old
+        slot.swap(new)
+        with slot.reading() as kv:
+            assert kv is new
+        assert not old.closed
+        snapshot.close()
+        snapshot.close()
+        assert not old.closed
+    assert old.closed
+    slot.close()
+    slot.close()
+    assert new.closed
+    for use in (slot.snapshot, lambda: slot.swap(old), slot.reading().__enter__):
+        with pytest.raises(StoreClosed):
+            use()
+
+
+def test_kv_that_cannot_be_pinned_or_closed_is_given_back_all_the_same(caplog):
+    class Failing:
+        def snapshot(self):
+            raise OSError("no reader slot")
+
+        def close(self):
+            raise OSError("no disk")
+
+    slot = KvSlot(Failing())
+    with pytest.raises(OSError, match="no reader slot"):
+        slot.snapshot()
+    slot.swap(ListKV())
+    assert "no disk" in caplog.text
+    slot.close()
