@@ -148,7 +148,7 @@ def test_purge_keeps_the_newest(stored):
         ("save {file} --dir {file} --index 7", ExitCode.SYSTEM, "Not a directory"),
         ("save lmdb:{file} --dir {stored} --index 9", ExitCode.OUTCOME_BAD, "cannot be read"),
         ("save sqlite:{file} --dir {stored} --index 9", ExitCode.OUTCOME_BAD, "not a database"),
-        ("fetch http://127.0.0.1:1 7 --dir {stored}", ExitCode.PEER, "is `snapstore serve` running"),
+        ("fetch http://127.0.0.1:1 7 --dir {stored}", ExitCode.PEER, "is it running there"),
         ("nonsense", ExitCode.USAGE, "invalid choice"),
         ("purge {stored} --keep 0", ExitCode.USAGE, "1 or more"),
         ("send --kv etcd:x --index 1 --term 1 http://a:1", ExitCode.USAGE, "lmdb:PATH"),

@@ -66,6 +66,15 @@ def _peer_url(text: str) -> str:
     return text
 
 
+def _source_url(text: str) -> str:
+    if not text.startswith("etcd:"):
+        return _peer_url(text)
+    from snapstore.etcd.dial import parse_endpoint
+
+    parse_endpoint(text)
+    return text
+
+
 def _listen_address(text: str) -> str:
     from snapstore.transport.address import parse_address
 
@@ -77,6 +86,12 @@ def _cluster(text: str) -> str:
     from snapstore.wire import check_cluster
 
     return check_cluster(text)
+
+
+def _etcd_id(text: str) -> int:
+    from snapstore.etcd.handshake import parse_id
+
+    return parse_id(text)
 
 
 _DIR = _argument("dir", metavar="DIR", help="a directory of snapshots")
@@ -104,7 +119,21 @@ _ACCESS = (
     ),
 )
 _TOKEN_IN_CLEAR = _argument(
-    "--token-in-clear", action="store_true", help="show the token to a peer on another machine without TLS"
+    "--token-in-clear",
+    action="store_true",
+    help="show the token, or the password, to another machine without TLS",
+)
+_FROM_ETCD = (
+    _argument("--cacert", metavar="FILE", help="of etcd: the authority that signs its certificate, PEM"),
+    _argument("--cert", metavar="FILE", help="of etcd: a client's certificate, PEM"),
+    _argument("--key", metavar="FILE", help="of etcd: its key, PEM, without passphrase"),
+    _argument(
+        "--user",
+        metavar="NAME[:PASSWORD]",
+        help="of etcd: a user with the role root; the password comes from --password-file, from "
+        "$ETCDCTL_PASSWORD, or is asked for",
+    ),
+    _argument("--password-file", metavar="FILE", help="of etcd: the password, on one line"),
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -179,11 +208,18 @@ COMMANDS: tuple[Command, ...] = (
                 help=f"HOST:PORT, [IPV6]:PORT or unix:PATH (default: {LISTEN_DEFAULT}, any free port)",
             ),
             _CLUSTER,
+            _argument(
+                "--etcd-cluster-id",
+                metavar="HEX",
+                type=checked(_etcd_id),
+                help="be a learner of this etcd cluster, and take its snapshots",
+            ),
             *_ACCESS,
         ),
         "Open to this machine only, unless --listen says otherwise. With TLS a peer needs a certificate of "
         "the authority, with a token the token; without either, whoever reaches the address can read and "
-        "add snapshots. SIGINT or SIGTERM ends it.",
+        "add snapshots. An etcd cluster is told of its learner by `etcdctl member add NAME --learner "
+        "--peer-urls=URL`; etcd shows no token. SIGINT or SIGTERM ends it.",
     ),
     Command(
         "send",
@@ -201,9 +237,26 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "fetch",
-        "fetch a snapshot from a peer, verified",
+        "fetch a snapshot from a peer, or the database of an etcd server, verified",
         "peers:fetch",
-        (_URL, _INDEX, _TO_DIR, *_ACCESS, _TOKEN_IN_CLEAR),
+        (
+            _argument(
+                "url",
+                metavar="URL",
+                type=checked(_source_url),
+                help="http[s]://HOST:PORT of a peer, or etcd://HOST:PORT",
+            ),
+            _argument(
+                "index", metavar="INDEX", nargs="?", type=parse_index, help="raft's index; not with etcd"
+            ),
+            _TO_DIR,
+            *_ACCESS,
+            _TOKEN_IN_CLEAR,
+            *_FROM_ETCD,
+        ),
+        "etcd gives its database as it is now, and its revision becomes the index. The file is what "
+        "`etcdctl snapshot save` writes, and what `snapstore restore` makes of it is what `etcdctl snapshot "
+        "restore` takes.",
     ),
     Command(
         "completion",

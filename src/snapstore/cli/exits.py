@@ -49,7 +49,7 @@ _MEANINGS: tuple[tuple[type[BaseException], ExitCode, str], ...] = (
     (FileNotFoundError, ExitCode.NOT_FOUND, "check the path"),
     (errors.SnapshotExists, ExitCode.EXISTS, "give another --index, or use the stored one"),
     (FileExistsError, ExitCode.EXISTS, "name another target"),
-    (errors.PeerUnreachable, ExitCode.PEER, "is `snapstore serve` running there?"),
+    (errors.PeerUnreachable, ExitCode.PEER, "is it running there, and is the port right?"),
     (errors.TransportError, ExitCode.PEER, ""),
     (errors.SnapshotTemporarilyUnavailable, ExitCode.UNAVAILABLE, "try again"),
     (errors.SnapshotBusy, ExitCode.UNAVAILABLE, "try again when it is done"),

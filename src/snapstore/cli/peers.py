@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from snapstore.cli.access import client_of, reach_of, server_tls, token_of
+from snapstore.cli.commands import UsageError
 from snapstore.cli.exits import ExitCode
 from snapstore.cli.screen import format_size, transfer_bar
 from snapstore.cli.stored import saved_fields, saved_text
@@ -17,10 +18,11 @@ from snapstore.transport.http import SnapshotServer
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from snapstore.cli.screen import Screen
     from snapstore.stored import SavedSnapshot
+    from snapstore.transport.routes import Route
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,12 +34,20 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
         screen.result({"event": "saved", **saved_fields(saved)}, saved_text(saved))
 
     tls, token = server_tls(args), token_of(args)
+    if args.etcd_cluster_id is not None and token is not None:
+        raise UsageError("etcd's members show no token: protect this by TLS", "usage: --tls-cert FILE ...")
     with (
         _logged_to(screen),
         _signals_held(),
         SnapshotDir(args.dir) as directory,
         SnapshotServer(
-            directory, args.listen, on_saved=on_saved, cluster=args.cluster, tls=tls, token=token
+            directory,
+            args.listen,
+            on_saved=on_saved,
+            cluster=args.cluster,
+            tls=tls,
+            token=token,
+            routes=_etcd_routes(args.etcd_cluster_id, directory, on_saved),
         ) as server,
     ):
         reach, warning = reach_of(server.address, token)
@@ -46,6 +56,16 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
         screen.result(fields, f"listening on {server.url}")
         signal.sigwait(_END_SIGNALS)
     return ExitCode.DONE
+
+
+def _etcd_routes(
+    cluster_id: int | None, directory: SnapshotDir, on_saved: Callable[[SavedSnapshot], object]
+) -> dict[str, Route]:
+    if cluster_id is None:
+        return {}
+    from snapstore.etcd.member import EtcdMember
+
+    return EtcdMember(directory, cluster_id=cluster_id, on_saved=lambda saved, _: on_saved(saved)).routes
 
 
 def send(args: argparse.Namespace, screen: Screen) -> int:
@@ -72,6 +92,14 @@ def send(args: argparse.Namespace, screen: Screen) -> int:
 
 def fetch(args: argparse.Namespace, screen: Screen) -> int:
     """Fetch a snapshot into a directory, verified chunk by chunk."""
+    if args.url.startswith("etcd:"):
+        from snapstore.cli.etcd import fetch as fetch_from_etcd
+
+        return fetch_from_etcd(args, screen)
+    if args.index is None:
+        raise UsageError("which one? give its INDEX", "usage: snapstore fetch URL INDEX --dir DIR")
+    if args.cacert or args.cert or args.key or args.user or args.password_file:
+        raise UsageError("--cacert, --cert, --key and --user are for etcd", "usage: --tls-ca FILE ...")
     client = client_of(args)
     sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
     with (
