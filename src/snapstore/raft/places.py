@@ -1,0 +1,103 @@
+"""Where a node's LMDB environments lie when snapshots replace them: each at a place of its own.
+
+For nodes whose log and snapshots are what lasts, and whose KV is made from them at each start: what an
+earlier process left here is removed, and an environment that is closed goes with its files. So nothing
+of it needs an fsync (`sync=False`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snapstore.disk import make_directories
+from snapstore.errors import SnapshotBusy
+from snapstore.kv.lmdb import LmdbKV, restore_lmdb
+
+if TYPE_CHECKING:
+    from snapstore.stored import SavedSnapshot
+
+logger = logging.getLogger("snapstore.raft")
+
+_PLACE_NAME = re.compile(r"kv-[0-9]{8}\Z")
+
+
+class LmdbPlaces:
+    """Makes a node's LMDB environments below `path`, with `open_options` (those of `lmdb.open`).
+
+    Call it with a saved snapshot for one with its content, with None for an empty one: the `open_kv` of
+    `Exchange` and of `pysyncobj.TicketDumps`. `path` is made where it is missing, and belongs to one
+    process: SnapshotBusy while another has it. From any thread.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **open_options: Any) -> None:
+        self._path = Path(path)
+        self._options = open_options
+        self._lock = threading.Lock()
+        self._count = 0
+        make_directories(self._path, 0o700)
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._take()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SnapshotBusy(f"{self._path} belongs to another node that runs") from None
+        for name in os.listdir(self._path):
+            if _PLACE_NAME.match(name):
+                shutil.rmtree(self._path / name)
+
+    def __call__(self, saved: SavedSnapshot | None) -> LmdbKV:
+        """Make an environment; raises what `restore_lmdb` and `lmdb.open` raise, and leaves nothing then."""
+        with self._lock:
+            self._count += 1
+            place = self._path / f"kv-{self._count:08d}"
+        try:
+            place.mkdir(mode=0o700)
+            options = dict(self._options)
+            if saved is not None:
+                restore_lmdb(saved.path, place)
+                options.pop("lib_version", None)  # The file's own format decides which LMDB opens it.
+            return _PlacedKV(place, **options)
+        except BaseException:
+            _remove(place)
+            raise
+
+    def close(self) -> None:
+        """Let another process have the directory. Close the environments first. May come twice."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _PlacedKV(LmdbKV):
+    """An environment whose files go when it is closed."""
+
+    def __init__(self, place: Path, **open_options: Any) -> None:
+        super().__init__(place, **open_options)
+        self._place = place
+
+    def close(self) -> None:
+        super().close()
+        _remove(self._place)
+
+
+def _remove(place: Path) -> None:
+    try:
+        shutil.rmtree(place)
+    except FileNotFoundError:
+        pass  # Closed twice.
+    except OSError:
+        logger.exception("removing %s failed; the next start of the node tries again", place)

@@ -1,0 +1,348 @@
+"""PySyncObj's dumps as tickets: its serializer, its deserializer, its checker.
+
+All three are called on PySyncObj's one thread, which must not stand still and must not fall: what takes
+time goes to others, what fails is told as PySyncObj can hear it. It must not know any concrete KV.
+
+A dump of our own: `serialize` pins the KV, which takes microseconds. A background thread saves the pin for
+good. Then `check`, in the tick that lets PySyncObj compact its log, puts the ticket in place: so the
+dump file never names what is not there, and nothing is compacted that is not saved.
+
+A dump of the leader's: `deserialize` is shown its ticket. While the snapshot is on its way it raises, as
+"later"; raft goes on meanwhile, and the leader shows the ticket again with its next messages. When
+all is there, the KV is swapped, and PySyncObj goes on behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from snapstore._fastpipe import Progress
+from snapstore.clock import SystemClock
+from snapstore.errors import (
+    MissingExtra,
+    PeerRejected,
+    SnapshotExists,
+    SnapshotTemporarilyUnavailable,
+)
+from snapstore.raft.holds import HELD_ENTRIES_MAX, HELD_S_MAX
+from snapstore.raft.pysyncobj.dump_file import DumpFile
+from snapstore.raft.pysyncobj.hold import CompactionHold
+from snapstore.raft.pysyncobj.redemption import CLOSE_TIMEOUT_S, Redeemer
+from snapstore.raft.pysyncobj.restart import open_start
+from snapstore.raft.pysyncobj.ticket import Ticket, pack_meta, unpack_meta
+from snapstore.raft.retry import RetryPolicy
+from snapstore.raft.slot import KvSlot
+from snapstore.raft.workers import SendThreads
+from snapstore.stream import SnapshotStream
+from snapstore.transport.http_client import SnapshotClient
+
+try:
+    from pysyncobj import SERIALIZER_STATE
+    from pysyncobj.node import TCPNode
+except ImportError as _error:
+    raise MissingExtra("PySyncObj is not installed: pip install 'snapstore[raft]'") from _error
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Self
+
+    from snapstore.directory import SnapshotDir
+    from snapstore.meta import SnapshotMeta
+    from snapstore.protocols import Clock, Snapshot
+    from snapstore.raft.pysyncobj.ticket import Entry
+    from snapstore.raft.slot import ClosableKV
+    from snapstore.raft.workers import Workers
+    from snapstore.stored import SavedSnapshot
+    from snapstore.wire import Offer
+
+    Data = tuple[Entry, Entry, set[Any]]
+
+logger = logging.getLogger("snapstore.raft")
+
+#: Snapshots that stay: the one behind the dump file, and the one before it, whose ticket a follower may
+#: have been shown a moment ago.
+KEEP = 2
+
+#: A log that is longer than a leader's ticket has entries that the leader never had. PySyncObj would
+#: report all of it as matching if it were told "later", so its thread waits, but not for ever.
+CONFLICT_TIMEOUT_S = 60.0
+
+K = TypeVar("K", bound="ClosableKV")
+
+
+class TicketDumps(Generic[K]):
+    """What a node gives to PySyncObj in place of dumps: `SyncObjConf(..., **dumps.hooks)`.
+
+    `directory` is where the node's snapshots are saved, and what its `SnapshotServer` serves; `url` is
+    where the others reach that server. `open_kv(saved)` makes a KV of a saved snapshot, or an empty one of
+    None, at a place of its own (`LmdbPlaces` does); `kv` is the slot where the node's own code finds it:
+
+        with dumps.kv.reading() as kv: ...
+
+    `dump_file` is what PySyncObj calls fullDumpFile. `peers` are the URLs of the other nodes, asked at a
+    start where this node's own snapshot is gone or broken, with `client`, as for all that is fetched.
+
+    Making it restores the KV: the snapshot behind the dump file is read back, verified and made into a
+    KV before PySyncObj begins; see `restart`. Raises SnapshotNotFound where it is lost and no peer has
+    one, and OSError.
+
+    `attach` it to the node, so that the log is kept for a follower that fetches, up to `held_s_max`
+    seconds and `held_entries_max` entries. `keep` snapshots stay in `directory`. After its failures it
+    waits as `retry` says. Except for `kv`, all is for PySyncObj's thread, or for when it does not run.
+    """
+
+    def __init__(
+        self,
+        directory: SnapshotDir,
+        open_kv: Callable[[SavedSnapshot | None], K],
+        *,
+        dump_file: str | os.PathLike[str],
+        url: str,
+        peers: Sequence[str] = (),
+        client: SnapshotClient | None = None,
+        node_of: Callable[[str], Any] = TCPNode,
+        keep: int = KEEP,
+        retry: RetryPolicy | None = None,
+        held_s_max: float = HELD_S_MAX,
+        held_entries_max: int = HELD_ENTRIES_MAX,
+        clock: Clock | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError("keep is 1 or more: the snapshot behind the dump file stays")
+        self._directory = directory
+        self._url = url
+        self._node_of = node_of
+        self._keep = keep
+        self._retry = retry or RetryPolicy()
+        self._held_s_max = held_s_max
+        self._held_entries_max = held_entries_max
+        self._file = DumpFile(dump_file)
+        client = client or SnapshotClient()
+        self._dump: _Dump | None = None
+        self._failures = 0
+        self._node: Callable[[], Any] = _nobody
+        self._hold: CompactionHold | None = None
+        # What PySyncObj is given for the dump file that it finds at its start.
+        self._start: Data | None = None
+        #: The first entry of PySyncObj's log: the one before the snapshot that it went on from last.
+        self._first_index = 1
+        stored = open_start(self._file, directory, client, url, peers)
+        if stored is None:
+            self.kv: KvSlot[K] = KvSlot(open_kv(None))
+        else:
+            with stored:
+                self._start = unpack_meta(stored.meta, node_of)
+                self._first_index = self._start[1][1]
+                self.kv = KvSlot(open_kv(stored.saved))
+        self._redeemer = Redeemer(
+            directory, open_kv, client, retry=self._retry, workers=workers or SendThreads()
+        )
+        self._clock: Clock = clock or SystemClock()
+        self._owns_clock = clock is None
+        logging.getLogger("pysyncobj.syncobj").addFilter(_drop_later)
+
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """What belongs into `SyncObjConf`."""
+        return {
+            "fullDumpFile": str(self._file.path),
+            "serializer": self.serialize,
+            "deserializer": self.deserialize,
+            "serializeChecker": self.check,
+        }
+
+    @staticmethod
+    def refuse_offer(_offer: Offer) -> NoReturn:
+        """Refuse a snapshot that is sent: here they are fetched. The server's `on_offer`."""
+        raise PeerRejected(HTTPStatus.METHOD_NOT_ALLOWED, "this node fetches its snapshots; it takes none")
+
+    def attach(self, node: Any) -> None:
+        """Get to know the SyncObj that has these hooks. Right after it was made."""
+        self._node = weakref.ref(node)
+        self._hold = CompactionHold(
+            node.conf,
+            self._clock.monotonic,
+            held_s_max=self._held_s_max,
+            held_entries_max=self._held_entries_max,
+        )
+
+    # Our own dump.
+
+    def serialize(self, _path: str, data: Data) -> None:
+        """Pin the KV as of the last applied entry, and have it saved. PySyncObj's `serializer`.
+
+        Writes nothing at `_path`: PySyncObj would put it in place of the dump file at once. That it
+        does not find anything there is no failure, since it asks `check` how its dump goes.
+        """
+        dump = self._dump = _Dump()
+        try:
+            last, before, members = data
+            meta = pack_meta(last, before, [node.id for node in members if node is not None])
+            pinned = self.kv.snapshot()
+            try:
+                self._clock.run_soon(partial(self._save, dump, meta, pinned))
+            except BaseException:
+                pinned.close()
+                raise
+        except Exception as error:  # noqa: BLE001 - told by `check`.
+            dump.result.set_exception(error)
+
+    def check(self) -> int:
+        """Say how the dump goes, and end it. PySyncObj's `serializeChecker`, called in each tick."""
+        try:
+            node = self._node()
+            if self._hold is not None and node is not None:
+                self._hold.update(node, self._first_index)
+        except Exception:
+            logger.exception("whether to keep the log could not be told; it is compacted as ever")
+        dump = self._dump
+        if dump is None:
+            return int(SERIALIZER_STATE.NOT_SERIALIZING)
+        if not dump.result.done() or (dump.rests_until_s or 0.0) > self._clock.monotonic():
+            return int(SERIALIZER_STATE.SERIALIZING)
+        try:
+            saved = dump.result.result()
+            self._file.place()
+        except Exception as error:  # noqa: BLE001 - PySyncObj keeps its log, and asks again.
+            return self._failed(dump, error)
+        self._dump = None
+        self._failures = 0
+        self._first_index = saved.index - 1
+        self._run_soon(self._settle)
+        return int(SERIALIZER_STATE.SUCCESS)
+
+    def _failed(self, dump: _Dump, error: Exception) -> int:
+        """PySyncObj tries again in its next tick, so it hears of a failure when it is time for that."""
+        if dump.rests_until_s is None:
+            self._failures += 1
+            delay_s = self._retry.delay_s(self._failures)
+            dump.rests_until_s = self._clock.monotonic() + delay_s
+            logger.warning("the KV was not saved, so the log stays; again in %.1f s: %s", delay_s, error)
+            return int(SERIALIZER_STATE.SERIALIZING)
+        self._dump = None
+        return int(SERIALIZER_STATE.FAILED)
+
+    # The leader's.
+
+    def deserialize(self, _path: str) -> Data:
+        """Return what PySyncObj goes on from, with the KV in its place. PySyncObj's `deserializer`.
+
+        Raises SnapshotTemporarilyUnavailable while the snapshot is on its way, TicketMalformed where
+        the leader sends no tickets. PySyncObj takes either as no dump at all, and goes on as it was.
+        """
+        if self._start is not None:
+            start, self._start = self._start, None
+            return start
+        ticket = self._file.read()
+        redeemed = self._redeemer.redeem(ticket, CONFLICT_TIMEOUT_S if self._is_conflict(ticket) else 0.0)
+        try:
+            data = unpack_meta(redeemed.saved.meta, self._node_of)
+            self._file.replace(Ticket.for_saved(redeemed.saved, self._url))
+        except BaseException:
+            redeemed.kv.close()
+            raise
+        self._swap(redeemed.kv)
+        logger.info("went on from snapshot %d, of %d bytes", ticket.index, ticket.size)
+        self._first_index = data[1][1]
+        self._run_soon(self._settle)
+        return data
+
+    def _is_conflict(self, ticket: Ticket) -> bool:
+        """Whether our log goes on beyond the leader's snapshot, and so has what the leader has not."""
+        node = self._node()
+        return node is not None and self._first_index + node.getStatus()["log_len"] - 1 > ticket.index
+
+    def _swap(self, kv: K) -> None:
+        """Put `kv` into the slot. Closing what was there takes time, so another thread is its last reader."""
+        with ExitStack() as reading:
+            reading.enter_context(self.kv.reading())
+            self.kv.swap(kv)
+            self._run_soon(reading.pop_all().close)
+
+    def _run_soon(self, task: Callable[[], None]) -> None:
+        try:
+            self._clock.run_soon(task)
+        except RuntimeError:  # Closed before PySyncObj was: what is left to do, the next start does.
+            logger.warning("closed already: %s is not done", task)
+
+    # On the clock's background thread, one after the other.
+
+    def _save(self, dump: _Dump, meta: SnapshotMeta, pinned: Snapshot) -> None:
+        try:
+            with SnapshotStream(meta, pinned) as stream:
+                saved = self._saved(stream, dump.progress)
+            self._file.prepare(Ticket.for_saved(saved, self._url))
+        except BaseException as error:  # noqa: BLE001 - told by `check`.
+            dump.result.set_exception(error)
+        else:
+            dump.result.set_result(saved)
+
+    def _saved(self, stream: SnapshotStream, progress: Progress) -> SavedSnapshot:
+        index = stream.meta.index
+        try:
+            return self._directory.save_from(stream, stream.meta, progress=progress)
+        except SnapshotExists:
+            # Saved before a restart, or fetched: the same entry, so the same content.
+            if self._directory.set_aside(index, "it is in the way of a new one") is None:
+                return self._directory.confirm(index)
+        return self._directory.save_from(stream, stream.meta, progress=progress)
+
+    def _settle(self) -> None:
+        """After a change of the dump file: make it last, then let old snapshots go."""
+        try:
+            self._file.sync()
+            self._directory.purge(keep=self._keep)
+        except Exception:
+            logger.exception("old snapshots stay")
+
+    def close(self) -> None:
+        """End what is under way, and close the KV. After the SyncObj was destroyed; may come twice."""
+        dump, self._dump = self._dump, None
+        if dump is not None:
+            dump.progress.cancel()
+        self._redeemer.close()
+        if isinstance(self._clock, SystemClock) and self._owns_clock:
+            self._owns_clock = False
+            done = threading.Event()
+            self._clock.run_soon(done.set)
+            self._clock.close()
+            if not done.wait(CLOSE_TIMEOUT_S):
+                logger.warning("a snapshot is being saved, and does not come to its end")
+        self.kv.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<TicketDumps {self._file.path} log from {self._first_index} dump={self._dump}>"
+
+
+class _Dump:
+    """A dump of our own under way. `rests_until_s` is set when it has failed."""
+
+    def __init__(self) -> None:
+        self.result: Future[SavedSnapshot] = Future()
+        self.progress = Progress()
+        self.rests_until_s: float | None = None
+
+
+def _nobody() -> None:
+    """Stand in for the node before it is attached."""
+
+
+def _drop_later(record: logging.LogRecord) -> bool:
+    """Whether PySyncObj may log this: "later" comes with each message of the leader, and is no failure."""
+    return not (record.exc_info and isinstance(record.exc_info[1], SnapshotTemporarilyUnavailable))
