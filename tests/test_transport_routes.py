@@ -55,6 +55,14 @@ def test_a_route_answers_at_its_path_and_below(serve):
         assert peer.hear("GET")[0] == 404
 
 
+def test_the_answer_to_head_has_no_body(serve):
+    with RawPeer(serve({"/r": lambda exchange: exchange.respond(200, b"body")})) as peer:
+        peer.say(request("/r", method="HEAD"), request("/r", method="GET"))
+        status, headers, body = peer.hear("HEAD")
+        assert (status, headers["Content-Length"], body) == (200, "4", b"")
+        assert peer.hear("GET")[2] == b"body"
+
+
 def test_what_is_left_unread_ends_the_line(serve):
     with RawPeer(serve({"/r": lambda exchange: exchange.respond(204)})) as peer:
         peer.say(request("/r"), request("/r", body=b"unread"), request("/r"))

@@ -45,12 +45,13 @@ class Exchange:
             self.send(response_head(HTTPStatus.CONTINUE, ()))
 
     def respond(self, status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Answer with all of `body`. Raises OSError where the peer does not take it."""
+        """Answer with all of `body`, but to HEAD. Raises OSError where the peer does not take it."""
         fields = list(headers)
         if status != HTTPStatus.NO_CONTENT:
             fields.append(("Content-Length", str(len(body))))
         self.keep_alive = self.keep_alive and self.body.ended
-        self.send(response_head(status, fields, keep_alive=self.keep_alive) + body)
+        answer = response_head(status, fields, keep_alive=self.keep_alive)
+        self.send(answer if self.head.method == "HEAD" else answer + body)
 
     def respond_endless(self, status: int, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Begin an answer that goes on by `send`, and ends when the route returns: so does the line."""
