@@ -199,6 +199,7 @@ def test_a_follower_goes_on_when_its_leaders_server_is_back(cluster, caplog):
     follower = cluster.start("b:2")
     cluster.until(lambda: caplog.text.count("goes on in") >= 3)
     assert follower.applied < leader.ticket.index
+    assert not (follower.path / "dump").exists(), "it would be told to whom this node leads"
     leader.serve(address)
     cluster.settle()
     assert follower.content == leader.content
@@ -311,11 +312,32 @@ def test_a_log_that_goes_beyond_the_leaders_snapshot_waits_for_it(cluster):
     assert follower.dumps._is_conflict(leader.ticket)
 
 
+def test_a_dump_of_its_own_is_forgotten_when_the_leaders_snapshot_was_quicker(cluster):
+    leader, follower = cluster.leader, cluster.members["b:2"]
+    fill(cluster)
+    cluster.settle()
+    go_on = threading.Event()
+    follower.dumps._clock.run_soon(lambda: go_on.wait(WAIT_S))
+    follower.node.forceLogCompaction()
+    cluster.until(lambda: follower.dumps._dump is not None)
+    cluster.network.cut.add("b:2")
+    fill(cluster)
+    cluster.compact(leader)
+    cluster.network.cut.clear()
+    cluster.settle()
+    go_on.set()
+    cluster.until(lambda: follower.dumps._dump is None)
+    assert follower.ticket.index == leader.ticket.index
+    assert follower.content == leader.content
+    assert sorted(path.name for path in follower.path.glob("dump*")) == ["dump", "dump.own"]
+
+
 def test_a_leader_with_dumps_of_its_own_kind_is_told_from_one_with_tickets(cluster, caplog):
     follower = cluster.members["b:2"]
     (follower.path / "dump").write_bytes(b"\x1f\x8b a pickle, zipped")
     with pytest.raises(TicketMalformed, match="no ticket of snapstore's"):
         follower.dumps.deserialize("unused")
+    assert not (follower.path / "dump").exists()
 
 
 # Where a node starts from.

@@ -6,6 +6,7 @@ others are in no hurry.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import shutil
 import time
@@ -240,3 +241,4 @@ class Cluster:
     def __exit__(self, *exception):
         for name in list(self.members):
             self.stop(name)
+        gc.collect()  # PySyncObj's nodes are cycles, and hold files that they were sending from.

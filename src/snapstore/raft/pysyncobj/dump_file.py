@@ -7,7 +7,10 @@ after a power cut have anything in it. So the last ticket of our own stands in a
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,30 +18,47 @@ from snapstore import disk
 from snapstore.raft.pysyncobj.ticket import TICKET_SIZE_MAX, Ticket, TicketMalformed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
 #: Behind the file's name: the last ticket of our own.
 OWN_SUFFIX = ".own"
 
-#: Behind either name: the next one.
+#: Behind either name: a number, and this, until it takes its place.
 _NEXT_SUFFIX = ".next"
 
-#: What a process that was killed may have left, PySyncObj's own among them.
-_LEFT_SUFFIXES: Sequence[str] = (_NEXT_SUFFIX, OWN_SUFFIX + _NEXT_SUFFIX, ".tmp", ".1.tmp")
+
+@dataclass(frozen=True, slots=True)
+class PreparedTicket:
+    """A ticket of our own that is written, and has only to be put in place. For any thread."""
+
+    targets: Mapping[Path, Path]
+
+    def place(self) -> None:
+        """Put it in place: two renames, no fsync. `DumpFile.sync` makes it last."""
+        for target, prepared in self.targets.items():
+            os.replace(prepared, target)
+
+    def discard(self) -> None:
+        """Remove what is not in place."""
+        for prepared in self.targets.values():
+            prepared.unlink(missing_ok=True)
 
 
 class DumpFile:
-    """The file at `path`, whose directory is made where it is missing. One thread at a time.
+    """The file at `path`, whose directory is made where it is missing.
 
-    Tickets that are put in place here are for snapshots that are saved: that is for the caller to see to.
+    What a process that was killed has left of it goes, PySyncObj's own leftovers too. Tickets that are
+    put in place here are for snapshots that are saved: that is for the caller to see to.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         self._own = self._beside(OWN_SUFFIX)
+        self._numbers = itertools.count()
         disk.make_directories(self.path.parent, 0o777)
-        for suffix in _LEFT_SUFFIXES:
-            self._beside(suffix).unlink(missing_ok=True)
+        for left in self.path.parent.glob(glob.escape(self.path.name) + ".*"):
+            if left.suffix in (_NEXT_SUFFIX, ".tmp"):
+                left.unlink(missing_ok=True)
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
@@ -59,18 +79,29 @@ class DumpFile:
         except (FileNotFoundError, TicketMalformed):  # Ours have an fsync: it is somebody else's file.
             return None
 
-    def prepare(self, ticket: Ticket) -> None:
-        """Write `ticket`, which is for a snapshot of our own, for `place`."""
-        for suffix in (OWN_SUFFIX, ""):
-            with open(self._beside(suffix + _NEXT_SUFFIX), "wb") as file:
+    def prepare(self, ticket: Ticket) -> PreparedTicket:
+        """Write `ticket`, which is for a snapshot of our own, beside the file. From any thread."""
+        number = next(self._numbers)
+        targets = {
+            target: target.with_name(f"{target.name}.{number}{_NEXT_SUFFIX}")
+            for target in (self._own, self.path)
+        }
+        for prepared in targets.values():
+            with open(prepared, "wb") as file:
                 file.write(ticket.to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
+        return PreparedTicket(targets)
 
-    def place(self) -> None:
-        """Put what was prepared in place: two renames, no fsync. `sync` makes it last."""
-        os.replace(self._beside(OWN_SUFFIX + _NEXT_SUFFIX), self._own)
-        os.replace(self._beside(_NEXT_SUFFIX), self.path)
+    def put_back(self) -> None:
+        """Put the last ticket of our own back in place, or nothing where there never was one. No fsync."""
+        link = self._beside(_NEXT_SUFFIX)
+        try:
+            os.link(self._own, link)
+        except FileNotFoundError:
+            self.path.unlink(missing_ok=True)
+        else:
+            os.replace(link, self.path)
 
     def sync(self) -> None:
         """Make the names last. Raises OSError."""
@@ -82,8 +113,7 @@ class DumpFile:
 
     def replace(self, ticket: Ticket) -> None:
         """Put `ticket` in place, for good."""
-        self.prepare(ticket)
-        self.place()
+        self.prepare(ticket).place()
         self.sync()
 
     def remove(self) -> None:

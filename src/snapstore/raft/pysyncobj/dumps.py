@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from snapstore.directory import SnapshotDir
     from snapstore.meta import SnapshotMeta
     from snapstore.protocols import Clock, Snapshot
+    from snapstore.raft.pysyncobj.dump_file import PreparedTicket
+    from snapstore.raft.pysyncobj.redemption import Redeemed
     from snapstore.raft.pysyncobj.ticket import Entry
     from snapstore.raft.slot import ClosableKV
     from snapstore.raft.workers import Workers
@@ -145,7 +147,7 @@ class TicketDumps(Generic[K]):
                 self._first_index = self._start[1][1]
                 self.kv = KvSlot(open_kv(stored.saved))
         self._redeemer = Redeemer(
-            directory, open_kv, client, retry=self._retry, workers=workers or SendThreads()
+            directory, open_kv, client, self._prepare, retry=self._retry, workers=workers or SendThreads()
         )
         self._clock: Clock = clock or SystemClock()
         self._owns_clock = clock is None
@@ -211,8 +213,11 @@ class TicketDumps(Generic[K]):
         if not dump.result.done() or (dump.rests_until_s or 0.0) > self._clock.monotonic():
             return int(SERIALIZER_STATE.SERIALIZING)
         try:
-            saved = dump.result.result()
-            self._file.place()
+            saved, ticket = dump.result.result()
+            if dump.overtaken:
+                ticket.discard()
+                raise SnapshotTemporarilyUnavailable("the node has gone on from another snapshot meanwhile")
+            ticket.place()
         except Exception as error:  # noqa: BLE001 - PySyncObj keeps its log, and asks again.
             return self._failed(dump, error)
         self._dump = None
@@ -243,19 +248,29 @@ class TicketDumps(Generic[K]):
         if self._start is not None:
             start, self._start = self._start, None
             return start
-        ticket = self._file.read()
-        redeemed = self._redeemer.redeem(ticket, CONFLICT_TIMEOUT_S if self._is_conflict(ticket) else 0.0)
         try:
-            data = unpack_meta(redeemed.saved.meta, self._node_of)
-            self._file.replace(Ticket.for_saved(redeemed.saved, self._url))
+            redeemed, data = self._redeem(self._file.read())
+            redeemed.ticket.place()
         except BaseException:
-            redeemed.kv.close()
+            self._file.put_back()  # Whom we lead next is shown what is here, and so are we at a restart.
             raise
+        if self._dump is not None:
+            self._dump.overtake()
         self._swap(redeemed.kv)
-        logger.info("went on from snapshot %d, of %d bytes", ticket.index, ticket.size)
+        logger.info("went on from snapshot %d, of %d bytes", redeemed.saved.index, redeemed.saved.size)
         self._first_index = data[1][1]
         self._run_soon(self._settle)
         return data
+
+    def _redeem(self, ticket: Ticket) -> tuple[Redeemed[K], Data]:
+        if ticket.index == self._first_index + 1:
+            raise SnapshotTemporarilyUnavailable(f"sent twice: the log begins with snapshot {ticket.index}")
+        redeemed = self._redeemer.redeem(ticket, CONFLICT_TIMEOUT_S if self._is_conflict(ticket) else 0.0)
+        try:
+            return redeemed, unpack_meta(redeemed.saved.meta, self._node_of)
+        except BaseException:
+            redeemed.discard()
+            raise
 
     def _is_conflict(self, ticket: Ticket) -> bool:
         """Whether our log goes on beyond the leader's snapshot, and so has what the leader has not."""
@@ -281,11 +296,14 @@ class TicketDumps(Generic[K]):
         try:
             with SnapshotStream(meta, pinned) as stream:
                 saved = self._saved(stream, dump.progress)
-            self._file.prepare(Ticket.for_saved(saved, self._url))
+            ticket = self._prepare(saved)
         except BaseException as error:  # noqa: BLE001 - told by `check`.
             dump.result.set_exception(error)
         else:
-            dump.result.set_result(saved)
+            dump.result.set_result((saved, ticket))
+
+    def _prepare(self, saved: SavedSnapshot) -> PreparedTicket:
+        return self._file.prepare(Ticket.for_saved(saved, self._url))
 
     def _saved(self, stream: SnapshotStream, progress: Progress) -> SavedSnapshot:
         index = stream.meta.index
@@ -309,7 +327,7 @@ class TicketDumps(Generic[K]):
         """End what is under way, and close the KV. After the SyncObj was destroyed; may come twice."""
         dump, self._dump = self._dump, None
         if dump is not None:
-            dump.progress.cancel()
+            dump.overtake()
         self._redeemer.close()
         if isinstance(self._clock, SystemClock) and self._owns_clock:
             self._owns_clock = False
@@ -334,9 +352,15 @@ class _Dump:
     """A dump of our own under way. `rests_until_s` is set when it has failed."""
 
     def __init__(self) -> None:
-        self.result: Future[SavedSnapshot] = Future()
+        self.result: Future[tuple[SavedSnapshot, PreparedTicket]] = Future()
         self.progress = Progress()
+        self.overtaken = False
         self.rests_until_s: float | None = None
+
+    def overtake(self) -> None:
+        """Never put it in place: the node has gone on from another snapshot meanwhile."""
+        self.overtaken = True
+        self.progress.cancel()
 
 
 def _nobody() -> None:

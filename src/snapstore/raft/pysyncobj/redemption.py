@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snapstore.directory import SnapshotDir
+    from snapstore.raft.pysyncobj.dump_file import PreparedTicket
     from snapstore.raft.pysyncobj.ticket import Ticket
     from snapstore.raft.retry import RetryPolicy
     from snapstore.raft.slot import ClosableKV
@@ -47,20 +48,30 @@ K = TypeVar("K", bound="ClosableKV")
 
 @dataclass(frozen=True, slots=True)
 class Redeemed(Generic[K]):
-    """A ticket's snapshot, saved for good, and a KV with its content."""
+    """A ticket's snapshot, saved for good, a KV with its content, and the ticket of our own for it."""
 
     saved: SavedSnapshot
     kv: K
+    ticket: PreparedTicket
+
+    def discard(self) -> None:
+        """Close the KV, and forget the ticket. The snapshot stays."""
+        self.ticket.discard()
+        self.kv.close()
 
 
 class Redeemer(Generic[K]):
-    """Redeems tickets, the last one shown. For one thread, but for `close`."""
+    """Redeems tickets, the last one shown. For one thread.
+
+    `prepare(saved)` writes the ticket of our own for what was saved.
+    """
 
     def __init__(
         self,
         directory: SnapshotDir,
         open_kv: Callable[[SavedSnapshot | None], K],
         client: SnapshotClient,
+        prepare: Callable[[SavedSnapshot], PreparedTicket],
         *,
         retry: RetryPolicy,
         workers: Workers,
@@ -68,6 +79,7 @@ class Redeemer(Generic[K]):
         self._directory = directory
         self._open_kv = open_kv
         self._client = client
+        self._prepare = prepare
         self._retry = retry
         self._workers = workers
         self._current: _Redemption[K] | None = None
@@ -134,7 +146,12 @@ class Redeemer(Generic[K]):
                 raise SnapshotCorrupt(
                     f"{stored.path} is of term {stored.meta.term}, the leader's of term {ticket.term}"
                 )
-            return Redeemed(stored.saved, self._open_kv(stored.saved))
+            own_ticket = self._prepare(stored.saved)
+            try:
+                return Redeemed(stored.saved, self._open_kv(stored.saved), own_ticket)
+            except BaseException:
+                own_ticket.discard()
+                raise
 
 
 class _Redemption(Generic[K]):
@@ -152,14 +169,14 @@ class _Redemption(Generic[K]):
         if self.result.set_running_or_notify_cancel():
             self.result.set_result(redeemed)
         else:
-            redeemed.kv.close()
+            redeemed.discard()
 
     def end(self) -> None:
         """Say that nobody wants it any more; a KV that is there already is closed."""
         self.unwanted.set()
         self.progress.cancel()
         if not self.result.cancel():
-            self.result.result().kv.close()
+            self.result.result().discard()
 
     def __repr__(self) -> str:
         ticket = self.ticket
