@@ -13,6 +13,9 @@ CORPUS = Path(__file__).parent / "corpus"
 
 TARGETS = (
     "body",
+    "etcd_blobs",
+    "etcd_database",
+    "etcd_messages",
     "frames",
     "heads",
     "lmdb_file",

@@ -9,7 +9,7 @@ import json
 import os
 import struct
 
-from nodes import RawPeer
+from nodes import WAIT_S, RawPeer
 from snapstore.directory import SnapshotDir
 from snapstore.etcd import bolt, messages
 from snapstore.etcd.member import EtcdMember
@@ -36,13 +36,17 @@ HEADERS = {
 }
 
 
-def meta_page(
+def meta_record(
     number, *, page_size, page_count, txid, root=3, freelist=2**64 - 1, version=2, magic=0xED0CDAED
 ):
-    """A page of bbolt's: its header, a meta record, its checksum, and zeros."""
+    """What there is of a meta page of bbolt's: its header, a meta record, its checksum."""
     record = struct.pack("<IIIIQQQQQ", magic, version, page_size, 0, root, 0, freelist, page_count, txid)
-    page = struct.pack("<QHHI", number, 4, 0, 0) + record + struct.pack("<Q", bolt.fnv1a64(record))
-    return page.ljust(page_size, b"\0")
+    return struct.pack("<QHHI", number, 4, 0, 0) + record + struct.pack("<Q", bolt.fnv1a64(record))
+
+
+def meta_page(number, *, page_size, **fields):
+    """All of it."""
+    return meta_record(number, page_size=page_size, **fields).ljust(page_size, b"\0")
 
 
 def database(pages=64, *, page_size=4096, txid=9, **changes):
@@ -62,9 +66,14 @@ def snapshot(meta=META, *, to=OURS, term=2):
     return prefixed(messages.encode(messages.snapshot_message(meta, to=to, sender=SENDER, term=term)))
 
 
+def piece(data):
+    """A piece of a body in the chunked coding; an empty one is its end."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def chunked(*pieces):
     """A body in the chunked coding."""
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+    return b"".join(map(piece, (*pieces, b"")))
 
 
 def head(target="/raft/snapshot", method="POST", *, length=None, **changes):
@@ -83,13 +92,15 @@ BODY = snapshot() + DB
 class Member:
     """A directory, and a server that is a member of an etcd cluster. Its refusals come at once."""
 
-    def __init__(self, path, *, size_max=None, **options):
+    def __init__(self, path, *, size_max=None, idle_timeout_s=WAIT_S, **options):
         self.heard, self.delays_s = [], []
         options = {"on_saved": self._note, "delay": self._delay, "cluster_id": CLUSTER, **options}
         limits = {} if size_max is None else {"size_max": size_max}
         self.directory = SnapshotDir(path, **limits)
         self.member = EtcdMember(self.directory, **options)
-        self.server = SnapshotServer(self.directory, "127.0.0.1:0", routes=self.member.routes)
+        self.server = SnapshotServer(
+            self.directory, "127.0.0.1:0", routes=self.member.routes, idle_timeout_s=idle_timeout_s
+        )
         self.url = self.server.url
 
     def _note(self, saved, message):

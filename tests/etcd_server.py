@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="ETCD'S gRPC IS NOT TESTED: snapstore[etcd] is not installed")
 pytest.importorskip("google.protobuf", reason="ETCD IS NOT TESTED: snapstore[etcd] is not installed")
 
-from snapstore.etcd import messages  # noqa: E402 - It needs what was just looked for.
+from residue import names  # noqa: E402 - These need what was just looked for.
+from snapstore.etcd import messages  # noqa: E402
+from snapstore.etcd.pull import EtcdClient  # noqa: E402
 
 #: What etcd puts into a message.
 BLOB_SIZE = 32 * 1024
@@ -115,3 +118,24 @@ class EtcdServer:
         self._over.set()
         assert self.server.stop(0).wait(WAIT_S)
         assert not self._held_in_vain, "the client waited for more"
+
+
+@contextlib.contextmanager
+def nothing_left(directory):
+    """Whatever is pulled inside: afterwards the directory is as before, and no thread of a pull lives."""
+    before = names(directory.path)
+    yield
+    assert names(directory.path) == before
+    assert "snapstore-etcd-pull" not in {thread.name for thread in threading.enumerate()}
+
+
+def pull(directory, said, **options):
+    """Pull from a server that sends the messages `said`; `options` are its own."""
+    with EtcdServer(lambda *_: iter(said), **options) as server:
+        return EtcdClient(server.url).pull(directory)
+
+
+def refused(directory, said, error, words, **options):
+    """The same, in vain."""
+    with nothing_left(directory), pytest.raises(error, match=words):
+        pull(directory, said, **options)

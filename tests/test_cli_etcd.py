@@ -15,7 +15,6 @@ from etcd_databases import store
 from etcd_server import BLOB_SIZE, EtcdServer, digest, grpc, sent
 from residue import names
 from snapstore.cli import ExitCode
-from snapstore.directory import SnapshotDir
 
 DATABASE = store(7)
 LARGE = store(8, filler=bytes(3 * BLOB_SIZE))
@@ -71,6 +70,7 @@ def test_nobody_there(tmp_path):
         pass
     code, _, err = fetch(server, tmp_path / "d")
     assert (code, "is it running there" in err) == (ExitCode.PEER, True)
+    assert not (tmp_path / "d").exists()
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path):
@@ -120,17 +120,16 @@ def test_on_a_terminal_it_is_asked_for_and_not_echoed(tmp_path):
     assert (code, "password of root: " in seen, "same" in seen) == (ExitCode.DONE, True, False)
 
 
-def test_tls(tmp_path, node):
+def test_tls_and_a_user(tmp_path, node):
     pair = (node.key.read_bytes(), node.cert.read_bytes())
     credentials = grpc.ssl_server_credentials([pair], node.ca.read_bytes(), True)
-    with serve(credentials=credentials) as server:
-        ca, pair = ("--cacert", node.ca), ("--cert", node.cert, "--key", node.key)
+    with serve(credentials=credentials, users=USERS) as server:
+        ca, pair = ("--cacert", node.ca), ("--cert", node.cert, "--key", node.key, "--user", "root:se:same")
         assert fetch(server, tmp_path / "d", *ca, *pair)[0] == ExitCode.DONE
         assert fetch(server, tmp_path / "e", *ca)[0] == ExitCode.PEER
         strangers = Authority(tmp_path / "strangers")
         assert fetch(server, tmp_path / "e", "--cacert", strangers.file, *pair)[0] == ExitCode.PEER
-    with SnapshotDir(tmp_path / "e") as directory:
-        assert not directory.list()
+    assert not (tmp_path / "e").exists()
 
 
 USAGE = [
@@ -140,6 +139,8 @@ USAGE = [
     ("etcd://127.0.0.1:1 --cert x --key y", "TLS needs --cacert"),
     ("etcd://192.0.2.1:1 --user root:sesame", "in the clear"),
     ("etcd://127.0.0.1:1 --user root", "no password for root"),
+    ("etcd://127.0.0.1:1 --password-file x", "--password-file goes with --user NAME"),
+    ("etcd://127.0.0.1:1 --user root:sesame --password-file x", "no password behind the name"),
     ("etcd://127.0.0.1:1/x", "an etcd endpoint ends behind the port"),
     ("etcd://", "an etcd endpoint is etcd://HOST:PORT"),
     ("http://127.0.0.1:1", "give its INDEX"),

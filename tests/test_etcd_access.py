@@ -8,10 +8,10 @@ import pytest
 
 from certificates import Authority, locked_key
 from etcd_databases import store
-from etcd_server import EtcdServer, grpc, sent
+from etcd_server import TOKEN, EtcdServer, grpc, sent
 from processes import unmeasured
 from snapstore.directory import SnapshotDir
-from snapstore.errors import PeerRejected, PeerUnreachable
+from snapstore.errors import PeerRejected, PeerUnreachable, TransportError
 from snapstore.etcd.dial import EtcdTls, parse_endpoint
 from snapstore.etcd.pull import EtcdClient
 
@@ -72,6 +72,21 @@ def test_a_password_goes_to_another_machine_under_tls_only(node):
 def test_half_a_user_is_refused(half):
     with pytest.raises(ValueError, match="go together"):
         EtcdClient("etcd://127.0.0.1:2379", **half)
+
+
+def test_a_user_that_is_no_text_is_refused_and_not_shown():
+    with pytest.raises(ValueError, match="text, in UTF-8") as refusal:
+        EtcdClient("etcd://127.0.0.1:2379", user="root", password="se\udcffsame")
+    assert "same" not in str(refusal.value)
+
+
+def test_a_token_that_cannot_be_shown_is_none(directory):
+    with (
+        serve(users={"ro\not": "sesame"}) as server,
+        pytest.raises(TransportError, match="its token is none") as refusal,
+    ):
+        EtcdClient(server.url, user="ro\not", password="sesame").pull(directory)
+    assert TOKEN not in str(refusal.value)
 
 
 def test_a_server_with_a_certificate(directory, node):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcd_peers import database, meta_page
+from etcd_peers import database, meta_page, meta_record
 from snapstore.errors import SnapshotCorrupt, SnapshotTruncated
 from snapstore.etcd import bolt
 
@@ -77,9 +77,9 @@ def test_a_record_that_cannot_be_is_refused(changes, reason):
 
 @pytest.mark.parametrize("page_size", [0, 512, 4095, 131072, 2**31])
 def test_a_page_size_that_no_system_has_is_refused(page_size):
-    page = meta_page(0, page_size=page_size, page_count=8, txid=9)[:80]
+    record = meta_record(0, page_size=page_size, page_count=8, txid=9)
     with pytest.raises(SnapshotCorrupt, match=f"of {page_size} bytes"):
-        bolt.head_size(page)
+        bolt.head_size(record)
 
 
 def test_records_of_two_transactions_are_not_one_snapshot():

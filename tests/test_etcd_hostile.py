@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etcd_peers import BODY, DB, Member, head, prefixed, snapshot, status_of
+from etcd_peers import BODY, DB, Member, chunked, head, prefixed, snapshot, status_of
 from nodes import wait_until
 from snapstore.etcd import messages
 from snapstore.etcd.messages import SNAPSHOT_MESSAGE_SIZE_MAX
@@ -93,6 +93,13 @@ def test_another_method(member):
             status, headers, body = peer.hear(method)
         assert (status, headers["Allow"], body) == (405, "POST", b"Method Not Allowed\n")
         assert headers["X-Etcd-Cluster-Id"] is None
+
+
+def test_a_body_that_nobody_announces_is_none(member):
+    with member.peer() as peer:
+        peer.say(head(length=0, Content_Length=None), BODY)
+        assert status_of(peer.hear("POST")) == decode_failure("EOF")
+    member.assert_nothing_saved()
 
 
 def decode_failure(words):
@@ -211,10 +218,13 @@ def test_a_gibibyte_of_garbage(member, start, status, memory_max):
     }.values(),
 )
 def test_a_broken_database_is_refused(member, db, reason):
-    status, text = status_of(member.put(snapshot() + db))
-    assert status == 500
-    assert text.startswith(f"failed to save KV snapshot ({reason}")
-    assert member.delays_s == [RETRY_DELAY_S]
+    with member.peer() as peer:
+        peer.say(head(), chunked(snapshot(), *filter(None, [db[:4096], db[4096:]])))
+        in_chunks = peer.hear("POST")
+    for status, text in (status_of(member.put(snapshot() + db)), status_of(in_chunks)):
+        assert status == 500
+        assert text.startswith(f"failed to save KV snapshot ({reason}")
+    assert member.delays_s == [RETRY_DELAY_S] * 2
     member.assert_nothing_saved()
 
 

@@ -76,7 +76,12 @@ def test_it_tells_its_version(member):
     with member.peer() as peer:
         peer.say(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
         status, _, body = peer.hear("GET")
-    assert (status, body) == (200, b'{"etcdserver": "3.8.0", "etcdcluster": "3.8.0"}')
+    # A cluster's version that is not its own would keep a new member from joining.
+    assert (status, body) == (200, b'{"etcdserver": "3.8.0", "etcdcluster": "not_decided"}')
+    with member.peer() as peer:
+        peer.say(b"DELETE /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, headers, _ = peer.hear("DELETE")
+    assert (status, headers["Allow"]) == (405, "GET")
 
 
 def test_a_heartbeat_is_answered_to_who_listens(member):
@@ -151,6 +156,24 @@ def test_nothing_is_said_before_the_answer_has_its_head():
     assert said == ["head", b"\0\0\0\0\0\0\0\x04late"]
 
 
+def test_a_stream_that_took_half_a_message_is_ended():
+    said = []
+
+    class Stuck:
+        respond_endless = staticmethod(lambda status, headers: None)
+        wait_hangup = staticmethod(lambda timeout_s: stream.say(b"half") or len(said) > 1)
+
+        @staticmethod
+        def send(data):
+            said.append(data)
+            raise TimeoutError
+
+    stream = _Stream(Stuck, 1.0)
+    stream.run([], b"heartbeat")
+    stream.say(b"late")
+    assert said == [b"\0\0\0\0\0\0\0\x04half"]
+
+
 @pytest.mark.parametrize("kind", ["message", "msgapp"])
 def test_streams_show_signs_of_life(nothing_lost, tmp_path, kind):
     fast = Member(tmp_path / "member", link_heartbeat_s=0.001)
@@ -182,7 +205,9 @@ def test_all_is_checked_as_snapshots_are(member, target):
             assert status_of(peer.hear(method)) == expected
     with member.peer() as peer:
         peer.say(head(target, "PUT", length=0))
-        assert status_of(peer.hear("PUT")) == (405, "Method Not Allowed\n")
+        answer = peer.hear("PUT")
+        assert status_of(answer) == (405, "Method Not Allowed\n")
+        assert (answer[1]["Allow"], answer[1]["X-Etcd-Cluster-Id"]) == (method, None)
     with member.peer() as peer:
         peer.say(head(target, method, length=0, X_Peerurls="nonsense"))
         assert peer.hear_all() == b""
@@ -203,6 +228,23 @@ def test_messages_that_are_none(member):
         with member.peer() as peer:
             peer.say(head("/raft", length=len(body)), body)
             assert status_of(peer.hear("POST")) == (400, f"error {words} raft message\n")
+
+
+@pytest.mark.parametrize(
+    ("length", "body"), [(9, b"\x08\x08"), (None, b"2\r\n\x08\x08\r\n"), (None, b"two\r\n\x08\x08\r\n")]
+)
+def test_a_message_that_breaks_off_is_none(member, caplog, length, body):
+    with member.peer() as peer:
+        peer.say(head("/raft", length=length), body)
+        peer.end()
+        assert status_of(peer.hear("POST")) == (400, "error reading raft message\n")
+    assert "a reason of our own" not in caplog.text
+
+
+def test_who_says_nothing_more_is_not_waited_for(nothing_lost, tmp_path):
+    with Member(tmp_path / "member", idle_timeout_s=0.05) as member, member.peer() as peer:
+        peer.say(head("/raft", length=9), b"\x08")
+        assert status_of(peer.hear("POST")) == (400, "error reading raft message\n")
 
 
 def test_a_member_that_knows_its_name_answers_to_no_other(nothing_lost, tmp_path):

@@ -1,6 +1,5 @@
 """A pull from an etcd server that sends what it should, and from some that do not."""
 
-import contextlib
 import os
 import socket
 import threading
@@ -8,7 +7,19 @@ import threading
 import pytest
 
 from etcd_databases import PAGE_SIZE, database, leaf, store
-from etcd_server import BLOB_SIZE, WAIT_S, EtcdServer, blob, digest, grpc, messages, sent
+from etcd_server import (
+    BLOB_SIZE,
+    WAIT_S,
+    EtcdServer,
+    blob,
+    digest,
+    grpc,
+    messages,
+    nothing_left,
+    pull,
+    refused,
+    sent,
+)
 from nodes import wait_until
 from residue import names
 from snapstore import _fastpipe
@@ -37,26 +48,6 @@ SILENCE_S = 0.5
 def directory(tmp_path):
     with SnapshotDir(tmp_path / "snapshots") as directory:
         yield directory
-
-
-@contextlib.contextmanager
-def nothing_left(directory):
-    """Whatever is pulled inside: afterwards the directory is as before, and no thread of a pull lives."""
-    before = names(directory.path)
-    yield
-    assert names(directory.path) == before
-    assert "snapstore-etcd-pull" not in {thread.name for thread in threading.enumerate()}
-
-
-def pull(directory, said, **options):
-    """Pull from a server that sends the messages `said`."""
-    with EtcdServer(lambda *_: iter(said)) as server:
-        return EtcdClient(server.url, **options).pull(directory)
-
-
-def refused(directory, said, error, words):
-    with nothing_left(directory), pytest.raises(error, match=words):
-        pull(directory, said)
 
 
 def test_the_file_is_the_database_and_its_digest_and_its_index_the_revision(directory):
@@ -238,6 +229,18 @@ def test_an_error_on_the_way_is_told_in_the_server_s_words(directory, code, erro
         EtcdClient(server.url).pull(directory)
 
 
+def test_a_server_s_words_are_made_fit_to_be_shown(directory):
+    def shouting(_server, context):
+        yield from list(sent(DATABASE))[:1]
+        context.abort(grpc.StatusCode.INTERNAL, "\x1b[2Jgone\n" + "!" * 1000)
+
+    with EtcdServer(shouting) as server, pytest.raises(PeerRejected) as refusal:
+        EtcdClient(server.url).pull(directory)
+    assert "\ufffd[2Jgone\ufffd!!!" in refusal.value.reason
+    assert refusal.value.reason.isprintable()
+    assert refusal.value.reason.count("!") < 500
+
+
 def test_a_server_that_is_stopped_on_the_way(directory):
     def stopping(server, _context):
         yield from list(sent(DATABASE))[:2]
@@ -287,24 +290,10 @@ def test_a_status_that_cannot_be(directory, status):
         EtcdClient(server.url).pull(directory)
 
 
-def test_what_is_stored_is_not_fetched_again(directory):
-    with EtcdServer(lambda *_: sent(DATABASE), revision=7) as server:
-        client = EtcdClient(server.url)
-        client.pull(directory)
-        with nothing_left(directory), pytest.raises(SnapshotExists, match="stands at revision 7") as refusal:
-            client.pull(directory)
-        assert refusal.value.path == directory.get_snap_file_path(7)
-        assert server.called.count("Snapshot") == 1
-
-
-def test_what_turns_out_to_be_stored_is_kept(directory):
-    # The status says 1: writes went on until the snapshot was taken.
-    saved = pull(directory, sent(DATABASE))
-    inode = saved.path.stat().st_ino
-    other = store(7, filler=b"others")
-    refused(directory, sent(other), SnapshotExists, "exists")
-    assert saved.path.stat().st_ino == inode
-    assert directory.verify(7).size == len(DATABASE) + 32
+@pytest.mark.parametrize("option", ["call_timeout_s", "idle_timeout_s"])
+def test_a_timeout_that_cannot_be(option):
+    with pytest.raises(ValueError, match="above 0 seconds"):
+        EtcdClient("etcd://127.0.0.1", **{option: 0})
 
 
 def test_a_pull_can_be_cancelled(directory):

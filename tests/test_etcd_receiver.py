@@ -113,7 +113,7 @@ def test_an_index_of_another_term_is_another_snapshot(member):
     other = SnapshotMeta(META.index, 3)
     status, text = status_of(member.put(snapshot(other) + DB))
     assert status == 500
-    assert "failed to save KV snapshot (one of term 2 is stored" in text
+    assert "failed to save KV snapshot (one of term 2 is stored with this index; remove it" in text
     assert member.directory.stat(META.index).meta == META
 
 
@@ -170,6 +170,27 @@ def test_the_node_refuses(nothing_lost, tmp_path):
         assert status_of(member.put(BODY)) == expected
         assert member.delays_s == [RETRY_DELAY_S] * 2
         assert member.indexes == [META.index]
+
+
+@pytest.mark.parametrize("body", [snapshot(), BODY], ids=["before the database", "behind it"])
+def test_what_nobody_expected_is_held_back_too(nothing_lost, tmp_path, caplog, body):
+    """A leader that hears of it at once sends again at once, a gigabyte perhaps."""
+    with Member(tmp_path / "member") as member:
+        member.directory.close()
+        words = "failed to save KV snapshot (this node failed; its log says why)\n"
+        assert status_of(member.put(body)) == (500, words)
+        assert member.delays_s == [RETRY_DELAY_S]
+    assert "was closed" in caplog.text
+
+
+def test_who_waits_to_be_told_is_not_told_where_there_is_no_place(nothing_lost, tmp_path):
+    with Member(tmp_path / "member", saves_max=1) as member, member.peer() as slow, member.peer() as other:
+        slow.say(head(length=len(BODY)), BODY[:-1])
+        wait_until(lambda: member.directory._saving)
+        other.say(head(length=len(BODY), Expect="100-continue"))
+        assert other.hear_all().startswith(b"HTTP/1.1 500")
+        slow.say(BODY[-1:])
+        assert slow.hear("POST")[0] == 204
 
 
 def test_a_held_back_answer_holds_nobody_up(nothing_lost, tmp_path):

@@ -24,7 +24,7 @@ from nodes import CONTENT, META, UNIT, stored_names
 from snapstore import _fastpipe
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotCorrupt, TransportError
-from snapstore.manifest import Manifest, sealed
+from snapstore.manifest import Manifest, digest_text, sealed
 from snapstore.transport.http import SnapshotClient
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
@@ -155,12 +155,19 @@ def test_a_manifest_larger_than_the_disk_takes_no_room(target):
         server.done.set()
 
 
+def test_a_sound_snapshot_that_is_not_the_one_asked_for_is_refused_before_its_bytes(target):
+    other = pytest.raises(SnapshotCorrupt, match="another snapshot 7")
+    with Impostors(saying(answer(200, MANIFEST.to_bytes()))) as server, other:
+        SnapshotClient().fetch(server.url, 7, target, digest="crc32c:00000000")
+
+
 def test_the_lies_are_refused_for_themselves_alone(tmp_path):
     """What the tables bend is taken when it is not bent."""
     assert bent() == MANIFEST.to_bytes()
     with SnapshotDir(tmp_path / "target") as target:
         with Impostors(saying(answer(200, bent())), saying(answer(200, CONTENT))) as server:
-            assert impatient().fetch(server.url, 7, target).manifest == MANIFEST
+            wanted = digest_text(MANIFEST.digest)
+            assert impatient().fetch(server.url, 7, target, digest=wanted).manifest == MANIFEST
         assert target.verify(7).size == len(CONTENT)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipes_at_work import read_all
 from snapstore import _fastpipe
-from snapstore.errors import PipeClosed, SnapshotTooLarge, SnapshotTruncated
+from snapstore.errors import PipeClosed, SnapshotCorrupt, SnapshotTooLarge, SnapshotTruncated
 
 SIZE = 4096
 WAIT_S = 20.0
@@ -257,3 +257,34 @@ def test_another_process_takes_the_bytes_and_gives_them_back(background):
         assert read_all(reader) == DATA
         assert sent.result(WAIT_S)[0] == len(DATA)
     assert child.returncode == 0
+
+
+# Sent bare, and proved on the way.
+
+
+@pytest.mark.parametrize("size", [1, SIZE, SIZE + 1, 500 * SIZE + 13, 512 * SIZE])
+@pytest.mark.parametrize("place", [0, -1])
+def test_what_ends_a_chunk_goes_out_only_where_it_is_right(tmp_path, size, place):
+    content, unit = bytearray(os.urandom(size)), 128 * SIZE
+    digests = _fastpipe.digest(content, chunk_size=unit).chunk_digests
+    with (tmp_path / "sent").open("w+b", buffering=0) as target:
+        assert _fastpipe.send(content, target.fileno(), expected=digests, chunk_size=unit) == size
+        target.seek(0)
+        assert target.read() == content
+        sent_before = target.tell()
+        content[place] ^= 1
+        with pytest.raises(SnapshotCorrupt, match="the digest of chunk") as raised:
+            _fastpipe.send(content, target.fileno(), expected=digests, chunk_size=unit)
+        assert raised.value.chunk == range(size)[place] // unit
+        assert target.tell() - sent_before < min(size, (raised.value.chunk + 1) * unit)
+
+
+def test_digests_of_another_size_are_refused(tmp_path):
+    digests = _fastpipe.digest(bytes(3 * SIZE), chunk_size=SIZE).chunk_digests
+    with (tmp_path / "sent").open("wb") as target:
+        for size in (0, 2 * SIZE, 3 * SIZE + 1):
+            with pytest.raises(ValueError, match="3 digests"):
+                _fastpipe.send(bytes(size), target.fileno(), expected=digests, chunk_size=SIZE)
+        with pytest.raises(ValueError, match="3 digests"):
+            _fastpipe.send(io.BytesIO(bytes(3 * SIZE)), target.fileno(), expected=digests, chunk_size=SIZE)
+        assert target.tell() == 0

@@ -154,6 +154,8 @@ def send(
     *,
     offset: int | None = None,
     length: int | None = None,
+    expected: Sequence[int] | None = None,
+    chunk_size: int = ...,
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
     rate_min: float = 0,

@@ -189,6 +189,39 @@ cdef int64_t stream_out(SourceState* source, int fd, char* scratch, size_t scrat
         done += count
 
 
+cdef int64_t stream_out_proved(SourceState* source, int fd, char* scratch, uint64_t size, size_t chunk_size,
+                               Digests* digests, Pulse* pulse) noexcept nogil:
+    """As `stream_out`, of `size` bytes; what ends a chunk goes out only where its digest is as expected.
+
+    So whoever waits for `size` bytes never has them all of a source that is not what it should be.
+    """
+    cdef StreamTarget target
+    cdef const char* data = NULL
+    cdef uint64_t done = 0
+    cdef size_t in_chunk = 0
+    cdef uint32_t digest = 0, part = 0
+    cdef int64_t count
+    cdef int code
+    target_look(&target, fd)
+    while done < size:
+        count = source_next(source, scratch, min(<size_t>PIECE_SIZE, chunk_size - in_chunk), &data, &part, pulse)
+        if count <= 0:
+            return count if count else TRUNCATED
+        digest = crc32c_join(digest, part, count)
+        in_chunk += count
+        if in_chunk == chunk_size or done + count == size:
+            code = digests_add(digests, digest, in_chunk)
+            if code:
+                return code
+            in_chunk = digest = 0
+        code = target_write(&target, data, count, pulse)
+        if code:
+            return code
+        source_used(source, count)
+        done += count
+    return done
+
+
 cdef struct FrameTarget:
     StreamTarget stream
     bint http_chunked            # each frame is a chunk of the HTTP body besides

@@ -251,29 +251,44 @@ cdef uint64_t check_kept(kept, chunk_size, size) except? 0xBAD:
     return kept
 
 
-def send(source, fd, *, offset=None, length=None, progress=None, idle_timeout_s=None, rate_min=0):
+def send(source, fd, *, offset=None, length=None, expected=None, chunk_size=CHUNK_SIZE_DEFAULT,
+         progress=None, idle_timeout_s=None, rate_min=0):
     """Write `source` to the descriptor `fd`, bare, in one call without the GIL; how many bytes.
 
     `source` is an Image, a PipeReader, a descriptor, a bytes-like object, or has `read(size)`.
     `offset` and `length` in bytes choose a part of an image, of memory, or of a file given by its
-    descriptor. Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError, and so
-    does so much waiting in all with fewer than `rate_min` bytes for each second of it; what the
-    system refuses raises OSError.
+    descriptor. `expected` is the digest of each chunk of `chunk_size` bytes of what is sent: a chunk
+    that has another is not sent to its end, nor is one that is missing, and SnapshotCorrupt raised.
+    Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError, and so does so much
+    waiting in all with fewer than `rate_min` bytes for each second of it; what the system refuses
+    raises OSError.
     """
+    check_chunking(chunk_size, 1)
     cdef int target = fd
+    cdef size_t unit = chunk_size
     cdef _Scratch scratch = _Scratch(PIECE_SIZE)
+    cdef _Digests digests = _Digests(expected)
     cdef _Source opened
     cdef Pulse pulse
     cdef int64_t count
+    cdef uint64_t size
     if length is not None and isinstance(source, PipeReader):
         raise ValueError("a pipe is sent to its end; length is for sources that can be read again")
     opened = _Source(source, offset, length)
     try:
+        size = opened.state.left
+        if expected is not None and (size == SIZE_UNKNOWN or (size + unit - 1) // unit != <uint64_t>len(expected)):
+            raise ValueError(f"{len(expected)} digests are not those of the chunks of {unit} bytes of this source")
         pulse_start(&pulse, progress, idle_timeout_s, rate_min)
         with nogil:
-            count = stream_out(&opened.state, target, scratch.memory, PIECE_SIZE, &pulse)
+            if digests.expected == NULL:
+                count = stream_out(&opened.state, target, scratch.memory, PIECE_SIZE, &pulse)
+            else:
+                count = stream_out_proved(&opened.state, target, scratch.memory, size, unit, &digests.state,
+                                          &pulse)
         if count < 0:
-            raise_outcome(count, opened.owner, opened.state.offset, 0)
+            raise_outcome(count, opened.owner,
+                          opened.state.offset if expected is None else digests.state.size, digests.state.count)
         return count
     finally:
         opened.finish()

@@ -31,7 +31,8 @@ PASSWORD_VARIABLE = "ETCDCTL_PASSWORD"
 _PASSWORD_LENGTH_MAX = 1024
 
 _USAGE = (
-    "usage: snapstore fetch etcd://HOST:PORT --dir DIR [--cacert FILE [--cert FILE --key FILE]] [--user NAME]"
+    "usage: snapstore fetch etcd://HOST:PORT --dir DIR [--cacert FILE [--cert FILE --key FILE]]"
+    " [--user NAME [--password-file FILE]]"
 )
 
 
@@ -42,9 +43,10 @@ def fetch(args: argparse.Namespace, screen: Screen) -> int:
     if args.tls_cert or args.tls_key or args.tls_ca or args.token_file:
         raise UsageError("towards etcd the options are --cacert, --cert, --key and --user", _USAGE)
     client = _client_of(args)
+    size = client.status().size  # Before the directory is made: where nobody answers, nothing is.
     with (
         SnapshotDir(args.dir) as directory,
-        transfer_bar(screen, f"fetch {args.url}", client.status().size) as progress,
+        transfer_bar(screen, f"fetch {args.url}", size) as progress,
     ):
         saved = client.pull(directory, progress=progress)
     screen.result(saved_fields(saved), saved_text(saved))
@@ -66,9 +68,11 @@ def _client_of(args: argparse.Namespace) -> EtcdClient:
 
 def _user_of(args: argparse.Namespace) -> tuple[str | None, str | None]:
     """Return the user and the password, from the first of the places that has one."""
+    name, colon, password = (args.user or "").partition(":")
+    if args.password_file is not None and (not name or colon):
+        raise UsageError("--password-file goes with --user NAME, and no password behind the name", _USAGE)
     if args.user is None:
         return None, None
-    name, colon, password = args.user.partition(":")
     if colon:
         return name, password
     if args.password_file is not None:

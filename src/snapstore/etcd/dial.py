@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from snapstore.errors import MissingExtra, PeerRejected, PeerUnreachable, TransportError
 from snapstore.transport.address import Address
+from snapstore.transport.answers import shown
 from snapstore.transport.tls import PemFile, client_context, words_of
 
 try:
@@ -118,7 +119,7 @@ def error_of(error: RpcError, endpoint: str, what: str) -> TransportError:
     PeerUnreachable where no answer came, else PeerRejected with etcd's words; its `status` is HTTP's
     for the code of gRPC.
     """
-    code, details = error.code(), error.details() or "no reason given"
+    code, details = error.code(), shown(error.details() or "no reason given")
     if code in _UNREACHABLE:
         return PeerUnreachable(f"{endpoint}, {what}: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:

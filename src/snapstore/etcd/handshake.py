@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VERSION = "3.8.0"
 
 #: No peer below is spoken to; every etcd since says the same.
-_CLUSTER_VERSION_MIN = "3.0.0"
+CLUSTER_VERSION_MIN = "3.0.0"
 
 #: What a peer is taken for that does not tell: such are refused, being older than all this.
 _VERSION_UNTOLD = "2.0.0"
@@ -38,6 +38,14 @@ class PeerRefused(Exception):
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+
+
+class MethodRefused(PeerRefused):
+    """The path takes one method, `allowed`, and the request has another."""
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed")
+        self.allowed = allowed
 
 
 class PeerUnbearable(ConnectionError):
@@ -61,6 +69,12 @@ def own_headers(cluster_id: int) -> list[tuple[str, str]]:
     return [("X-Etcd-Cluster-Id", format_id(cluster_id)), ("Date", formatdate(usegmt=True))]
 
 
+def check_method(method: str, allowed: str) -> None:
+    """Raise MethodRefused for any other than `allowed`: that is looked at before all else."""
+    if method != allowed:
+        raise MethodRefused(allowed)
+
+
 def check_peer(headers: Mapping[str, str], cluster_id: int) -> None:
     """Let a peer's request pass, raise PeerRefused, or raise PeerUnbearable.
 
@@ -68,7 +82,7 @@ def check_peer(headers: Mapping[str, str], cluster_id: int) -> None:
     """
     server = _version(headers, "x-server-version")
     cluster_min = _version(headers, "x-min-cluster-version")
-    if server < _parse(_CLUSTER_VERSION_MIN) or cluster_min > _parse(VERSION):
+    if server < _parse(CLUSTER_VERSION_MIN) or cluster_min > _parse(VERSION):
         raise PeerRefused(HTTPStatus.PRECONDITION_FAILED, "incompatible version")
     if headers.get("x-etcd-cluster-id", "") != format_id(cluster_id):
         raise PeerRefused(HTTPStatus.PRECONDITION_FAILED, "cluster ID mismatch")

@@ -16,7 +16,6 @@ Without state of its own: terms are the leader's, and its log is what the direct
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import threading
@@ -24,7 +23,16 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from snapstore.etcd.handshake import VERSION, PeerRefused, check_peer, format_id, own_headers, parse_id
+from snapstore.errors import SnapshotCorrupt
+from snapstore.etcd.handshake import (
+    VERSION,
+    PeerRefused,
+    check_method,
+    check_peer,
+    format_id,
+    own_headers,
+    parse_id,
+)
 from snapstore.etcd.messages import (
     MSG_APP,
     MSG_APP_RESP,
@@ -47,6 +55,10 @@ logger = logging.getLogger("snapstore.etcd")
 #: Of one message outside a snapshot, in bytes: an entry can be as large as a request (1.5 MiB, and etcd
 #: advises against more than 10), and entries are sent by the MiB.
 RAFT_MESSAGE_SIZE_MAX = 16 * 1024 * 1024
+
+#: What etcd says while it does not know: the cluster's version is its leader's to decide. A member that
+#: joins leaves those out who say so, and gives up where one names a version that is not its own.
+_CLUSTER_VERSION = "not_decided"
 
 #: A stream that is silent for 5 s is taken for dead; etcd writes three times within that, and so do we.
 LINK_HEARTBEAT_S = 5.0 / 3
@@ -95,7 +107,8 @@ class EtcdMember:
                 now = datetime.now(timezone.utc).isoformat()
                 _respond_json(exchange, {"OK": True, "Now": now})
             elif path == "/version":
-                _respond_json(exchange, {"etcdserver": VERSION, "etcdcluster": VERSION})
+                check_method(exchange.head.method, "GET")
+                _respond_json(exchange, {"etcdserver": VERSION, "etcdcluster": _CLUSTER_VERSION})
             elif path == "/raft":
                 self._take_message(exchange)
             elif path.startswith("/raft/stream/"):
@@ -104,18 +117,15 @@ class EtcdMember:
                 raise PeerRefused(HTTPStatus.NOT_FOUND, "404 page not found")
         except PeerRefused as refused:
             logger.warning("refused %s %s from %s: %s", exchange.head.method, path, exchange.peer, refused)
-            refuse(exchange, refused.status, refused.reason, own_headers(self._cluster_id))
+            refuse(exchange, refused, self._cluster_id)
 
     # What a leader says.
 
     def _take_message(self, exchange: Exchange) -> None:
         self._check(exchange, "POST")
         exchange.go_on()
-        data = read_body(exchange, RAFT_MESSAGE_SIZE_MAX)
-        if not exchange.body.ended:
-            raise PeerRefused(HTTPStatus.BAD_REQUEST, "error reading raft message")
         try:
-            message = decode(MessageOutline, data)
+            message = decode(MessageOutline, _whole_body(exchange))
         except MessageMalformed:
             raise PeerRefused(HTTPStatus.BAD_REQUEST, "error unmarshalling raft message") from None
         answer = None if self._is_strange(message.to) else self._reply(message)
@@ -176,8 +186,7 @@ class EtcdMember:
                     del self._streams[listener]
 
     def _check(self, exchange: Exchange, method: str) -> None:
-        if exchange.head.method != method:
-            raise PeerRefused(HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed")
+        check_method(exchange.head.method, method)
         check_peer(exchange.head.headers, self._cluster_id)
 
     def _is_strange(self, addressed: int) -> bool:
@@ -191,22 +200,39 @@ class _Stream:
         self._exchange = exchange
         self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()  # One at a time, and none before the head.
-        self._begun = False
+        self._open = False
 
     def run(self, headers: list[tuple[str, str]], heartbeat: bytes) -> None:
         """Send the head, then signs of life until the listener leaves, by an OSError perhaps."""
         with self._lock:
             self._exchange.respond_endless(HTTPStatus.OK, headers)
-            self._begun = True
+            self._open = True
         while not self._exchange.wait_hangup(self._heartbeat_s):
             with self._lock:
+                if not self._open:
+                    return
                 self._exchange.send(heartbeat)
 
     def say(self, message: bytes) -> None:
         """Send `message`; where nobody listens yet, or any more, it is lost, as messages are."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._begun:
+        with self._lock:
+            if not self._open:
+                return
+            try:
                 self._exchange.send(_framed(message))
+            except OSError:
+                # Half of it may be on the line, so that nothing can follow; and nobody waits for it again.
+                self._open = False
+
+
+def _whole_body(exchange: Exchange) -> bytes:
+    try:
+        data = read_body(exchange, RAFT_MESSAGE_SIZE_MAX)
+    except (SnapshotCorrupt, TimeoutError) as error:
+        raise PeerRefused(HTTPStatus.BAD_REQUEST, "error reading raft message") from error
+    if not exchange.body.ended:
+        raise PeerRefused(HTTPStatus.BAD_REQUEST, "error reading raft message")
+    return data
 
 
 def _respond_json(exchange: Exchange, fields: dict[str, Any]) -> None:

@@ -82,6 +82,8 @@ class EtcdClient:
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         rate_min: float = RATE_MIN,
     ) -> None:
+        if min(call_timeout_s, idle_timeout_s) <= 0:
+            raise ValueError("timeouts are above 0 seconds")
         self.endpoint = endpoint
         self.call_timeout_s = call_timeout_s
         self.idle_timeout_s = idle_timeout_s
@@ -90,6 +92,10 @@ class EtcdClient:
         self._credentials = tls.credentials() if tls is not None else None
         if (user is None) is not (password is None):
             raise ValueError("a user and a password go together")
+        try:
+            f"{user}{password}".encode()
+        except UnicodeEncodeError:  # Its words would show what it is of.
+            raise ValueError("a user and a password are text, in UTF-8") from None
         if user is not None and tls is None and not (password_in_clear or stays_here(self._address)):
             raise ValueError(f"without TLS the password would go to {endpoint} in the clear")
         self._user, self._password = user, password
@@ -123,10 +129,15 @@ class EtcdClient:
                 return self._save(download, directory, progress)
 
     def _save(self, download: _Download, directory: SnapshotDir, progress: Progress | None) -> SavedSnapshot:
+        def meta_of(image: Image) -> SnapshotMeta:
+            revision = read_revision(image, image.size - TRAILER_SIZE)
+            directory.set_aside(revision, "etcd has a good one")  # A sound one is never touched.
+            return SnapshotMeta(revision)
+
         try:
             return directory.save_from(
                 download.reader,
-                _meta_of,
+                meta_of,
                 size=download.size(self.idle_timeout_s),
                 progress=progress,
                 idle_timeout_s=self.idle_timeout_s,
@@ -143,10 +154,11 @@ class EtcdClient:
             stored = directory.confirm(revision)
         except SnapshotNotFound:
             return
-        raise SnapshotExists(
-            f"{self.endpoint} stands at revision {revision}, and {stored.path} exists; it was kept",
-            stored.path,
-        )
+        if not stored.problem:  # A broken one makes way, once there is a good one.
+            raise SnapshotExists(
+                f"{self.endpoint} stands at revision {revision}, and {stored.path} exists; it was kept",
+                stored.path,
+            )
 
     @contextmanager
     def _connected(self) -> Iterator[tuple[grpc.Channel, _Metadata]]:
@@ -158,8 +170,10 @@ class EtcdClient:
         if self._user is None:
             return ()
         request = messages.AuthenticateRequest(name=self._user, password=self._password)
-        answer = self._ask(channel, "Auth/Authenticate", request, messages.AuthenticateResponse)
-        return (("token", answer.token),)
+        token = self._ask(channel, "Auth/Authenticate", request, messages.AuthenticateResponse).token
+        if not (token.isascii() and token.isprintable()):  # gRPC would say so, and show it.
+            raise TransportError(f"{self.endpoint} does not answer as etcd does: its token is none")
+        return (("token", token),)
 
     def _status(self, channel: grpc.Channel, metadata: _Metadata) -> EtcdStatus:
         request = messages.StatusRequest()
@@ -179,10 +193,6 @@ class EtcdClient:
             raise error_of(error, self.endpoint, f"asked for {name}") from error
         except messages.MessageMalformed as error:
             raise TransportError(f"{self.endpoint} does not answer as etcd does: {error}") from error
-
-
-def _meta_of(image: Image) -> SnapshotMeta:
-    return SnapshotMeta(read_revision(image, image.size - TRAILER_SIZE))
 
 
 class _Download:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapstore.errors import SnapshotExists, SnapshotNotFound, SnapshotTruncated, SnapstoreError
 from snapstore.etcd import bolt
-from snapstore.etcd.handshake import PeerRefused, check_peer, own_headers
+from snapstore.etcd.handshake import MethodRefused, PeerRefused, check_method, check_peer, own_headers
 from snapstore.etcd.messages import (
     MSG_SNAP,
     SNAPSHOT_MESSAGE_SIZE_MAX,
@@ -92,21 +92,28 @@ class EtcdReceiver:
 
     def receive(self, exchange: Exchange) -> None:
         """Answer one request. Raises ConnectionError where the line is to end without an answer."""
-        if exchange.head.method != "POST":
-            refuse(exchange, HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed", [("Allow", "POST")])
-            return
         try:
+            check_method(exchange.head.method, "POST")
             check_peer(exchange.head.headers, self._cluster_id)
-            exchange.go_on()
             with self._place():
+                exchange.go_on()
                 self._take(exchange)
         except PeerRefused as refused:
             logger.warning("refused etcd's snapshot from %s: %s", exchange.peer, refused)
-            if refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                self._delay(exchange, self._retry_delay_s)
-            refuse(exchange, refused.status, refused.reason, own_headers(self._cluster_id))
+            self._refuse(exchange, refused)
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception:
+            # A leader that hears of it at once sends all of it again at once, whatever the reason.
+            logger.exception("etcd's snapshot from %s failed for a reason of our own", exchange.peer)
+            self._refuse(exchange, _not_saved("this node failed; its log says why"))
         else:
             exchange.respond(HTTPStatus.NO_CONTENT, headers=own_headers(self._cluster_id))
+
+    def _refuse(self, exchange: Exchange, refused: PeerRefused) -> None:
+        if refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._delay(exchange, self._retry_delay_s)
+        refuse(exchange, refused, self._cluster_id)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -168,7 +175,8 @@ class EtcdReceiver:
             self._directory.set_aside(saved.index, "an etcd leader sends a good one")
             return None
         if saved.meta.term != meta.term:
-            raise SnapshotExists(f"one of term {saved.meta.term} is stored with this index", saved.path)
+            words = f"one of term {saved.meta.term} is stored with this index; remove it to have the other"
+            raise SnapshotExists(words, saved.path)
         return saved
 
     def _save(self, exchange: Exchange, meta: SnapshotMeta) -> SavedSnapshot:
@@ -192,10 +200,14 @@ class EtcdReceiver:
             return saved
 
 
-def refuse(exchange: Exchange, status: int, reason: str, headers: list[tuple[str, str]]) -> None:
-    """Answer as Go's `http.Error` does."""
-    fields = [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"), *headers]
-    exchange.respond(status, f"{reason}\n".encode("utf-8", "replace"), fields)
+def refuse(exchange: Exchange, refused: PeerRefused, cluster_id: int) -> None:
+    """Answer as Go's `http.Error` does; `cluster_id` is ours, and not for who came by a wrong method."""
+    fields = [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")]
+    if isinstance(refused, MethodRefused):
+        fields.append(("Allow", refused.allowed))
+    else:
+        fields += own_headers(cluster_id)
+    exchange.respond(refused.status, f"{refused.reason}\n".encode("utf-8", "replace"), fields)
 
 
 def _not_saved(reason: str) -> PeerRefused:

@@ -96,12 +96,12 @@ class Answers:
         if known["index"] != offer.meta.index or not all(
             isinstance(value, _ANSWER_TYPES[name]) for name, value in known.items()
         ):
-            raise TransportError(f"the peer's answer is not one to this offer: {_shown(str(fields))}")
+            raise TransportError(f"the peer's answer is not one to this offer: {shown(str(fields))}")
         return SentSnapshot(**known, kept=kept)
 
     def read_rejection(self, sock: socket.socket, head: Head) -> PeerRejected:
         """Return the peer's no, with its reason."""
-        reason = _shown(str(self.read_json(sock, head).get("error", "no reason given")))
+        reason = shown(str(self.read_json(sock, head).get("error", "no reason given")))
         advice = head.headers.get("retry-after", "")
         known = advice.isascii() and advice.isdigit()
         return PeerRejected(head.status, reason, min(float(advice), _RETRY_AFTER_S_MAX) if known else None)
@@ -115,6 +115,6 @@ def believed(url: str, sent: SentSnapshot, copied: _fastpipe.Copied | None) -> S
     return sent
 
 
-def _shown(words: str) -> str:
-    """What a peer said, as people may be shown it: they read logs and terminals."""
+def shown(words: str) -> str:
+    """Return what a peer said as people may be shown it: they read logs and terminals."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in words[:_WORDS_SIZE_MAX])

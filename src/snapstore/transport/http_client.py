@@ -20,7 +20,7 @@ from snapstore.errors import (
     SnapshotCorrupt,
     TransportError,
 )
-from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest
+from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import check_index
 from snapstore.transport.address import Address
 from snapstore.transport.answers import Answers, SentSnapshot, believed
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from snapstore._fastpipe import Progress
     from snapstore.directory import SnapshotDir
-    from snapstore.stored import SavedSnapshot
+    from snapstore.stored import SavedSnapshot, StoredSnapshot
     from snapstore.stream import SnapshotStream
 
 #: Within one network a connection takes milliseconds; a peer that needs longer is down.
@@ -118,9 +118,34 @@ class SnapshotClient:
                 raise
         return self._push(url, offer, stream, progress)
 
+    def send_etcd(
+        self,
+        url: str,
+        source: StoredSnapshot | SnapshotStream,
+        message: Any,
+        *,
+        cluster_id: int,
+        peer_urls: Sequence[str] = (),
+        verify: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        """Send `source`, a database of etcd's, to the etcd member at `url`: `EtcdSender.send`.
+
+        Raises what that does, and MissingExtra where the extra `etcd` is not installed.
+        """
+        # From above, and it needs an extra: so not before somebody calls this.
+        from snapstore.etcd.sender import EtcdSender
+
+        sender = EtcdSender(
+            self._dialer, self._answers, self.idle_timeout_s, self.rate_min, self.answer_timeout_s
+        )
+        sender.send(
+            url, source, message, cluster_id=cluster_id, peer_urls=peer_urls, verify=verify, progress=progress
+        )
+
     def list(self, url: str) -> list[dict[str, Any]]:
         """Return what the peer has stored: index, term, size, digest and problem of each."""
-        with self._dialer.connected(url) as (sock, address), _naming(url):
+        with self._dialer.connected(url) as (sock, address), naming(url):
             listed = self._answers.read_json(sock, self._request(sock, address, "GET", "/v1/snapshots")).get(
                 "snapshots"
             )
@@ -129,10 +154,17 @@ class SnapshotClient:
         return listed
 
     def fetch(
-        self, url: str, index: int, directory: SnapshotDir, *, progress: Progress | None = None
+        self,
+        url: str,
+        index: int,
+        directory: SnapshotDir,
+        *,
+        digest: str | None = None,
+        progress: Progress | None = None,
     ) -> SavedSnapshot:
         """Fetch the peer's snapshot of `index` into `directory`, verified chunk by chunk.
 
+        `digest`, as in `SavedSnapshot.digest`, is what its whole must have, where that is known.
         Raises PeerRejected, PeerUnreachable, SnapshotCorrupt where the bytes are not those of the
         peer's manifest, and what `SnapshotDir.save_from` raises. Fetching again after a break goes on
         behind what was verified and kept.
@@ -142,6 +174,8 @@ class SnapshotClient:
         manifest = Manifest.from_bytes(self._get(url, target + "/manifest"))
         if manifest.meta.index != index:
             raise SnapshotCorrupt(f"the peer sent the manifest of index {manifest.meta.index} for {index}")
+        if digest not in (None, digest_text(manifest.digest)):
+            raise SnapshotCorrupt(f"the peer has another snapshot {index} than the one of {digest}")
         with directory.receive(
             manifest.meta,
             size=manifest.size,
@@ -149,7 +183,7 @@ class SnapshotClient:
             data_size=len(manifest.meta.data),
         ) as reception:
             reception.check(manifest, progress)
-            with self._dialer.connected(url) as (sock, address), _naming(url):
+            with self._dialer.connected(url) as (sock, address), naming(url):
                 head = self._request(sock, address, "GET", target, _range_headers(manifest, reception.kept))
                 if head.status != HTTPStatus.PARTIAL_CONTENT:
                     reception.kept = 0
@@ -169,7 +203,7 @@ class SnapshotClient:
         self, url: str, offer: Offer, stream: SnapshotStream, progress: Progress | None
     ) -> SentSnapshot:
         with self._dialer.connected(url) as (sock, address):
-            with _naming(url):
+            with naming(url):
                 answer = self._offer(sock, address, offer)
                 if answer.status != HTTPStatus.CONTINUE:
                     return believed(url, self._answers.read_sent(sock, answer, offer), None)
@@ -179,7 +213,7 @@ class SnapshotClient:
             patience_s = (
                 self.answer_timeout_s + kept / READ_BACK_RATE_MIN if copied else self.connect_timeout_s
             )
-            with _naming(url):
+            with naming(url):
                 answer = read_response(sock, answer.kept, patience_s, of="PUT")
                 sent = self._answers.read_sent(sock, answer, offer, kept)
         return believed(url, sent, copied)
@@ -221,16 +255,14 @@ class SnapshotClient:
             # Closed meanwhile, by whoever compacted the log or stopped the store: that is why.
             if stream.reason is not None and stream.reason is not error:
                 raise stream.reason from error
-            if isinstance(error, ReceiverSilent) or (
-                isinstance(error, (ConnectionError, TimeoutError)) and _line_is_broken(sock)
-            ):
+            if line_broke(sock, error):
                 return None
             raise
 
     # Requests without a body of ours.
 
     def _get(self, url: str, target: str) -> bytes:
-        with self._dialer.connected(url) as (sock, address), _naming(url):
+        with self._dialer.connected(url) as (sock, address), naming(url):
             return self._answers.read_all(
                 sock, self._request(sock, address, "GET", target), MANIFEST_SIZE_MAX
             )
@@ -252,7 +284,7 @@ class SnapshotClient:
 
 
 @contextmanager
-def _naming(url: str) -> Iterator[None]:
+def naming(url: str) -> Iterator[None]:
     """Turn what a line does when it breaks into what the peer at `url` did."""
     try:
         yield
@@ -269,8 +301,11 @@ def _range_headers(manifest: Manifest, start: int) -> Sequence[tuple[str, str]]:
     return [("Range", f"bytes={start}-"), ("If-Range", entity_tag(manifest))]
 
 
-def _line_is_broken(sock: socket.socket) -> bool:
-    """Whether the peer has spoken, left, or takes no more: if not, it was the KV that failed."""
+def line_broke(sock: socket.socket, error: Exception) -> bool:
+    """Whether a send failed since the peer has spoken, left, or takes no more: if not, it was the KV."""
+    if isinstance(error, ReceiverSilent):
+        return True
     line = select.poll()
     line.register(sock, select.POLLIN | select.POLLOUT)
-    return [events for _, events in line.poll(0)] != [select.POLLOUT]
+    failed = isinstance(error, (ConnectionError, TimeoutError))
+    return failed and [events for _, events in line.poll(0)] != [select.POLLOUT]

@@ -1,0 +1,48 @@
+"""A pull into a directory that has what the server has: it is kept, unless it is broken."""
+
+import pytest
+
+from etcd_databases import store
+from etcd_server import EtcdServer, digest, nothing_left, pull, refused, sent
+from snapstore.directory import SnapshotDir
+from snapstore.errors import SnapshotCorrupt, SnapshotExists
+from snapstore.etcd.pull import EtcdClient
+
+DATABASE = store(7)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    with SnapshotDir(tmp_path / "snapshots") as directory:
+        yield directory
+
+
+def test_what_is_stored_is_not_fetched_again(directory):
+    with EtcdServer(lambda *_: sent(DATABASE), revision=7) as server:
+        client = EtcdClient(server.url)
+        client.pull(directory)
+        with nothing_left(directory), pytest.raises(SnapshotExists, match="stands at revision 7") as refusal:
+            client.pull(directory)
+        assert refusal.value.path == directory.get_snap_file_path(7)
+        assert server.called.count("Snapshot") == 1
+
+
+def test_what_turns_out_to_be_stored_is_kept(directory):
+    # The status says 1: writes went on until the snapshot was taken.
+    saved = pull(directory, sent(DATABASE))
+    inode = saved.path.stat().st_ino
+    other = store(7, filler=b"others")
+    refused(directory, sent(other), SnapshotExists, "exists")
+    assert saved.path.stat().st_ino == inode
+    assert directory.verify(7).size == len(DATABASE) + 32
+
+
+@pytest.mark.parametrize("revision", [1, 7], ids=["known at the end", "known beforehand"])
+def test_a_broken_one_makes_way_once_there_is_a_good_one(directory, revision):
+    path = pull(directory, sent(DATABASE)).path
+    path.write_bytes(b"broken")
+    refused(directory, sent(DATABASE, trailer=bytes(32)), SnapshotCorrupt, "SHA-256", revision=revision)
+    assert path.read_bytes() == b"broken"
+    pull(directory, sent(DATABASE), revision=revision)
+    assert path.read_bytes() == DATABASE + digest(DATABASE)
+    assert [entry.index for entry in directory.broken()] == [7]
