@@ -16,19 +16,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
+from raft_carrier import OUTCOMES, Disk, FakeWorkers, MemoryCarrier
 from raft_members import Crash, ListKV, Member
-from snapstore.errors import PeerRejected, PeerUnreachable
-from snapstore.manifest import Manifest
 from snapstore.raft import RetryPolicy
 from snapstore.raft.holds import LINGER_S
 from snapstore.raft.transfers import CLEAR_UNSENT_AFTER_S
 from snapstore.store import CLEAR_UNUSED_AFTER_S, State
-from snapstore.stored import SavedSnapshot
 from snapstore.testing import FakeClock
 from snapstore.testing.scripted_node import (
     APPEND_SIZE_MAX,
@@ -37,83 +36,6 @@ from snapstore.testing.scripted_node import (
 #: Heartbeats, one a second, within which two healthy nodes are equal again: the follower may have to be
 #: left alone for the longest delay and what it asked for, and each thing takes a heartbeat or two.
 HEALING_BEATS = 40
-
-
-class Disk:
-    """What a follower has of each snapshot; the twin of a `SnapshotDir`. `durable` outlives it."""
-
-    def __init__(self):
-        self.durable = {}
-
-
-class FakeWorkers:
-    """Runs what it was given when it is told to."""
-
-    def __init__(self):
-        self.tasks = []
-
-    def submit(self, call, *args):
-        self.tasks.append((call, args))
-
-    def run(self, choice=0):
-        call, args = self.tasks.pop(choice % len(self.tasks))
-        call(*args)
-
-
-class FakeCarrier:
-    """Carries a snapshot from one thread to the same one, as `outcome` says; turns the follower meanwhile."""
-
-    def __init__(self, disk):
-        self.disk = disk
-        self.outcome = "sent"
-        self.follower = None
-
-    def send_snapshot(self, url, stream, *, progress, message):
-        assert url == "2"
-        if self.outcome == "cut":
-            stream.source.readinto(bytearray(1), 0)
-            raise PeerUnreachable("cut")
-        if self.outcome in ("busy", "no space", "corrupt"):
-            status = {"busy": 503, "no space": 507, "corrupt": 422}[self.outcome]
-            raise PeerRejected(status, self.outcome, 3.0 if status == 503 else None)
-        raw = bytearray(stream.size)
-        assert stream.source.readinto(raw, 0) == stream.size
-        saved = self._save(stream.meta, bytes(raw))
-        if self.outcome == "saved only":
-            raise PeerUnreachable("it was killed after its last fsync")
-        self._have_stepped(saved, message)
-        if self.outcome == "answer lost":
-            raise PeerUnreachable("the answer was lost")
-
-    def _save(self, meta, raw):
-        self.disk.durable.setdefault(meta.index, raw)
-        return SavedSnapshot(meta.index, None, len(raw), Manifest(meta, len(raw), 0, 4096, b""))
-
-    def _have_stepped(self, saved, message):
-        arrival = self.follower().exchange.begin(saved, message)
-        try:
-            if self.outcome == "stuck":
-                arrival.outcome.cancel()
-                raise PeerRejected(503, "raft's thread does not come by", 1.0)
-            while not arrival.outcome.done():
-                self.follower().turn()
-            arrival.outcome.result()
-        except Crash:
-            raise PeerUnreachable("it died") from None
-        finally:
-            arrival.discard()
-
-
-OUTCOMES = [
-    "sent",
-    "cut",
-    "busy",
-    "no space",
-    "corrupt",
-    "saved only",
-    "answer lost",
-    "stuck",
-]
 
 
 class Swallowed(logging.Handler):
@@ -136,7 +58,8 @@ class ExchangeMachine(RuleBasedStateMachine):
         self.workers = FakeWorkers()
         self.disk = Disk()
         self.network = []
-        self.carrier = FakeCarrier(self.disk)
+        self.pins = []
+        self.carrier = MemoryCarrier(self.disk)
         self.carrier.follower = lambda: self.follower
         policy = RetryPolicy(
             attempts_max=3,
@@ -189,12 +112,18 @@ class ExchangeMachine(RuleBasedStateMachine):
 
     def revive(self):
         """The follower's process ends, and another one begins with its log and its KV."""
+        self.end_readers()
         dead, kv = self.follower, self.follower.kv
         self.carrier.follower = lambda: self.follower
         with dead.slot.reading():  # Its KV is on the disk, and the next process opens it.
             dead.close()
             self.follower = self.new_member(2, [], log=dead.log, kv=ListKV(kv.applied, kv.entries))
         self.kvs.append(self.follower.kv)
+
+    @invariant()
+    def nothing_is_broken(self):
+        if hasattr(self, "carrier"):
+            assert self.carrier.broken == []
 
     # What may happen.
 
@@ -220,9 +149,10 @@ class ExchangeMachine(RuleBasedStateMachine):
         if fate != "lost":
             self.deliver(to, raw)
 
-    def deliver_all(self):
-        while self.network:
-            self.deliver(*self.network.pop(0))
+    def deliver_all(self, to=None):
+        """Deliver until nothing is on its way, to the one member or to both."""
+        while at := [at for at, (receiver, _) in enumerate(self.network) if to in (None, receiver)]:
+            self.deliver(*self.network.pop(at[0]))
 
     def deliver(self, to, raw):
         member = self.leader if to == 1 else self.follower
@@ -241,18 +171,29 @@ class ExchangeMachine(RuleBasedStateMachine):
             self.deliver_all()
             self.clock.run_pending()
 
+    @rule()
+    def leader_stands_still(self):
+        """Between the engine's request for a snapshot and the Ready that has its message."""
+        self.beat()
+        self.deliver_all(to=2)
+        for _, raw in self.network:
+            self.leader.take(raw)
+        self.network.clear()
+        self.clock.advance(CLEAR_UNSENT_AFTER_S)
+        self.turn(self.leader)
+
     @precondition(lambda self: self.workers.tasks)
     @rule(choice=st.integers(0, 9), outcome=st.sampled_from(OUTCOMES))
     def work(self, choice, outcome):
         self.carrier.outcome = outcome
-        self.workers.run(choice)
+        self.workers.run_one(choice)
 
     @precondition(lambda self: self.workers.tasks)
     @rule()
     def die_at_install(self):
         self.follower.crashes_at_install = True
         self.carrier.outcome = "sent"
-        self.workers.run()
+        self.workers.run_one()
         if self.follower.node.dead or self.follower.node._ready is not None:
             self.revive()
         self.follower.crashes_at_install = False
@@ -264,6 +205,19 @@ class ExchangeMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.2, 1.0, 6.0, 40.0]))
     def let_time_pass(self, seconds):
         self.clock.advance(seconds)
+
+    @rule()
+    def follower_is_read(self):
+        self.pins.append(self.follower.slot.snapshot())
+
+    @precondition(lambda self: self.pins)
+    @rule(choice=st.integers(0, 9))
+    def reader_is_done(self, choice):
+        self.pins.pop(choice % len(self.pins)).close()
+
+    def end_readers(self):
+        while self.pins:
+            self.reader_is_done(0)
 
     @rule()
     def compact(self):
@@ -289,8 +243,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             self.take_a_turn(2)
             self.deliver_all()
             self.clock.run_pending()
-            while self.workers.tasks:
-                self.workers.run()
+            self.workers.run()
             self.take_a_turn(1)
             self.clock.advance(1.0)
             self.take_a_turn(1)
@@ -309,6 +262,12 @@ class ExchangeMachine(RuleBasedStateMachine):
             logging.getLogger("snapstore.raft").handlers = []
 
     def check(self):
+        self.nothing_is_broken()
+        self.end_readers()
+        # Nothing is held for anybody once the last one had time to go on.
+        self.clock.advance(LINGER_S)
+        applied = self.leader.kv.applied
+        assert self.leader.compact(applied) == applied, "the log is held for ever"
         # What was created or lent for nothing is cleared by its own timers.
         self.clock.run_pending()
         self.clock.advance(max(CLEAR_UNUSED_AFTER_S, CLEAR_UNSENT_AFTER_S))
@@ -330,7 +289,7 @@ def test_exchange_under_a_bad_network():
     run_state_machine_as_test(
         ExchangeMachine,
         settings=settings(
-            max_examples=120,
+            max_examples=300,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

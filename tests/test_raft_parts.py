@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 
 import pytest
 
@@ -15,7 +16,7 @@ from snapstore.errors import (
     TransportError,
 )
 from snapstore.raft import KvSlot, RetryPolicy
-from snapstore.raft.holds import Holds
+from snapstore.raft.holds import LINGER_S, Holds
 from snapstore.raft.inbox import Inbox
 from snapstore.testing import FakeClock
 
@@ -59,10 +60,25 @@ def test_log_is_held_for_what_followers_will_need():
     assert holds.limit(20) == 14
     clock.advance(30.0)
     assert holds.limit(20) == 20
-    holds.hold(1)
+    slow = holds.hold(1)
     assert holds.limit(20) == 0
-    clock.advance(100.0)
+    clock.advance(99.0)
+    holds.release(slow, finished=True)
+    assert holds.limit(20) == 0
+    clock.advance(1.0)
     assert holds.limit(20) == 20
+
+
+def test_holds_that_are_over_are_forgotten_where_nobody_compacts():
+    clock = FakeClock()
+    holds = Holds(clock.monotonic)
+    over = holds.hold(10)
+    holds.release(over, finished=True)
+    clock.advance(LINGER_S)
+    holds.hold(20)
+    remembered = weakref.ref(over)
+    del over
+    assert remembered() is None
 
 
 def test_inbox_belongs_to_one_thread_and_survives_what_it_runs(caplog):
@@ -118,8 +134,11 @@ def test_old_kv_is_closed_by_its_last_reader():
         snapshot.close()
         assert not old.closed
     assert old.closed
+    pin = slot.snapshot()
     slot.close()
     slot.close()
+    assert not new.closed
+    pin.close()
     assert new.closed
     for use in (slot.snapshot, lambda: slot.swap(old), slot.reading().__enter__):
         with pytest.raises(StoreClosed):

@@ -79,6 +79,10 @@ def test_every_error_becomes_the_nested_later(rraft, exchange, error):
 def test_nothing_attached_is_later(rraft):
     with pytest.raises(StoreError):
         rraft.snapshot(0, 2)
+    node = RawNode(2, ScriptedLog(None))
+    node.step(Message.decode(message_of().encode()))
+    with pytest.raises(SnapshotTemporarilyUnavailable):
+        rraft.install(node.ready())
 
 
 def test_messages_go_their_ways_as_bytes(rraft, exchange):
@@ -93,6 +97,16 @@ def test_messages_go_their_ways_as_bytes(rraft, exchange):
     rraft.send([beat, snapshot, beat], send)
     assert sent == [(3, MessageType.MsgHeartbeat)] * 2
     assert exchange.sent == [(2, 7, snapshot.encode())]
+
+
+def test_snapshot_whose_message_cannot_be_sent_is_one_that_the_exchange_has_not(rraft, exchange, caplog):
+    class Broken(Message):
+        def encode(self):
+            raise ValueError("no bytes")
+
+    rraft.send([Broken(msg_type=MessageType.MsgSnapshot, to=2)], None)
+    assert exchange.sent == [(2, 0, b"")]
+    assert "no bytes" in caplog.text
 
 
 def test_ready_with_a_snapshot_installs_it(rraft, exchange):

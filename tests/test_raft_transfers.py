@@ -11,6 +11,7 @@ from snapstore.errors import (
     PipeClosed,
     SnapshotTemporarilyUnavailable,
 )
+from snapstore.raft.holds import LINGER_S
 from snapstore.raft.transfers import CLEAR_UNSENT_AFTER_S
 from snapstore.store import SnapshotStore, State
 
@@ -172,35 +173,80 @@ def test_any_error_of_the_store_is_later(bench, caplog):
     assert caplog.text.count("StoreClosed") >= 2
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_closing_ends_what_is_under_way(bench, begun):
-    bench.send()
-    bench.carrier.failures = [PeerUnreachable("cut")]
-    if begun:
-        bench.turn()  # It waits for its next attempt.
-    bench.exchange.close()
-    assert bench.engine.reports == [(2, False)]
-    bench.exchange.close()
-    bench.wait(60.0)
-    assert bench.engine.reports == [(2, False)]
-    assert bench.kv.pinned == 0
-    with pytest.raises(SnapshotTemporarilyUnavailable, match="closed"):
-        bench.exchange.snapshot(2)
-
-
-def test_workers_that_are_gone_end_in_a_report(bench):
-    def submit(call, *args):
-        raise RuntimeError("cannot schedule new futures after shutdown")
-
-    bench.workers.submit = submit
-    bench.send()
+def test_message_of_another_snapshot_does_not_go_with_what_was_lent(bench):
+    bench.lend()
+    bench.exchange.send(2, 11, MESSAGE)
+    bench.turn()
     bench.exchange.run()
+    assert bench.carrier.sent == []
     assert bench.engine.reports == [(2, False)]
+    assert bench.exchange.snapshot(2).index == 10, "the right message may still come"
 
 
-def test_engine_that_fails_does_not_end_the_loop(bench, caplog):
-    bench.engine.report_snapshot = None
+def test_member_that_asks_for_more_gets_a_newer_snapshot(bench):
+    bench.lend()
+    bench.index = 11
+    with pytest.raises(SnapshotTemporarilyUnavailable):
+        bench.exchange.snapshot(2, 11)
+    bench.clock.run_pending()
+    assert bench.lend().index == 11
+    bench.exchange.send(2, 10, MESSAGE)
+    bench.exchange.send(2, 11, MESSAGE)
+    bench.turn()
+    assert bench.engine.reports == [(2, False), (2, True)], "one for each message"
+
+
+def test_what_was_lent_and_compacted_is_not_lent_again():
+    with Bench(held_entries_max=1) as bench:
+        bench.lend()
+        assert bench.exchange.compact_to(20) == 20
+        bench.index = 20
+        assert bench.lend().index == 20
+
+
+def test_log_is_held_until_a_follower_had_time_to_go_on(bench):
     bench.send()
     bench.turn()
-    assert "did not take the report" in caplog.text
+    assert bench.engine.reports == [(2, True)]
+    assert bench.exchange.compact_to(20) == 9
+    bench.wait(LINGER_S)
+    assert bench.exchange.compact_to(20) == 20
+
+
+def test_log_is_not_held_for_a_transfer_that_failed(bench):
+    bench.carrier.failures = [PeerRejected(412, "wrong cluster")]
+    bench.send()
+    assert bench.exchange.compact_to(20) == 9
+    bench.turn()
+    assert bench.exchange.compact_to(20) == 20
+
+
+def test_rafts_thread_starts_no_thread_and_closes_no_snapshot(bench):
+    bench.send()
+    assert bench.workers.tasks == []
+    bench.clock.run_pending()
+    bench.workers.run()
+    bench.exchange.run()
+    assert bench.engine.reports == [(2, True)]
+    assert bench.kv.pinned == 1
+    bench.clock.run_pending()
     assert bench.kv.pinned == 0
+
+
+def test_timers_leave_everything_to_rafts_thread(bench):
+    bench.lend()
+    bench.clock.advance(CLEAR_UNSENT_AFTER_S)
+    bench.clock.run_pending()
+    assert bench.store.state is State.IN_USE
+    bench.exchange.run()
+    bench.clock.run_pending()
+    assert bench.store.state is State.EMPTY
+    bench.carrier.failures = [PeerUnreachable("cut")]
+    bench.send()
+    bench.turn()
+    bench.clock.advance(0.5)
+    bench.clock.run_pending()
+    assert bench.workers.tasks == []
+    bench.turn()
+    bench.turn()
+    assert bench.engine.reports == [(2, True)]

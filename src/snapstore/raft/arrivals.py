@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -76,12 +75,14 @@ class Arrivals(Generic[K]):
         *,
         open_kv: Callable[[SavedSnapshot], K],
         inbox: Inbox,
+        run_soon: Callable[[Callable[[], None]], None],
         step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> None:
         self._engine = engine
         self._slot = slot
         self._open_kv = open_kv
         self._inbox = inbox
+        self._run_soon = run_soon
         self._step_timeout_s = step_timeout_s
         self._offered = threading.local()
         # Guards what follows: who waits for the raft thread, and whether it still comes.
@@ -108,16 +109,14 @@ class Arrivals(Generic[K]):
         """
         message: bytes = self._offered.message
         arrival = self.begin(saved, message)
-        try:
-            arrival.outcome.result(self._step_timeout_s)
-        except FutureTimeout:
-            # Once the raft thread has begun, the KV is its own, and its turn is short.
-            if arrival.outcome.cancel():
-                raise _busy("raft's thread does not come by") from None
-            arrival.outcome.result()
-        finally:
-            if arrival.outcome.done():
-                arrival.discard()
+        done, _ = wait([arrival.outcome], self._step_timeout_s)
+        if not done:
+            arrival.outcome.cancel()
+        # Here and now, but where raft's thread stands still in the middle of it: then the KV is its own.
+        arrival.outcome.add_done_callback(lambda _: arrival.discard())
+        if not done:
+            raise _busy("raft's thread does not come by")
+        arrival.outcome.result()
 
     def begin(self, saved: SavedSnapshot, message: bytes) -> Arrival[K]:
         """Make the KV of `saved`, and hand it over to the raft thread with `message`.
@@ -146,7 +145,9 @@ class Arrivals(Generic[K]):
         arrival = self._stepped.get(index)
         if arrival is None or arrival.kv is None:
             raise SnapshotNotFound(f"the engine took snapshot {index}, which did not come through here")
-        self._slot.swap(arrival.kv)
+        if arrival.installed:
+            return
+        self._slot.swap(arrival.kv, run=self._run_soon)
         arrival.installed = True
         self._installed_index = index
 
@@ -176,8 +177,10 @@ class Arrivals(Generic[K]):
             self._engine.step_snapshot(arrival.message, arrival.saved.meta)
         except ValueError as error:
             arrival.outcome.set_exception(PeerRejected(HTTPStatus.BAD_REQUEST, str(error)))
-        except Exception as error:  # noqa: BLE001 - the thread that waits hears of it.
+        except BaseException as error:  # The thread that waits hears of it, whatever it was.
             arrival.outcome.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             self._stepped[index] = arrival
             # Behind the Ready of this turn, which says whether the engine has taken it.

@@ -10,6 +10,8 @@ thread goes through inbox.py. This puts them together, and keeps errors of ours 
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from snapstore.clock import SystemClock
@@ -45,9 +47,9 @@ class Exchange(Generic[K]):
 
     `store` lends what is sent (its `kv` should be `slot`), `carrier` sends it (a `SnapshotClient`) to
     `url_of(member)`, which a worker calls. `slot` holds the KV that the node serves. `open_kv(saved)`
-    makes a KV of a saved snapshot, at a place of its own (a node that was killed sweeps such places at
-    its start); it runs on the thread that saved it and may take its time. `wake` ends the raft loop's
-    wait; from any thread. A `clock` that is given is not closed.
+    makes a KV of a saved snapshot, as a whole or not at all, at a place of its own; it runs on the
+    thread that saved it and may take its time. `wake` ends the raft loop's wait; from any thread. A
+    `clock` that is given is not closed.
 
     One turn of the raft thread:
 
@@ -60,7 +62,7 @@ class Exchange(Generic[K]):
                 exchange.send(message.to, its snapshot's index, encoded message)
             else: the node's own transport sends it
         if ready.snapshot:
-            exchange.install(its index)                  # the KV first, for good; the log after it
+            exchange.install(its index)                  # the KV first; the log after it
         ... save and apply the rest, advance ...
         node.log.compact(exchange.compact_to(wanted))    # now and then
 
@@ -68,8 +70,10 @@ class Exchange(Generic[K]):
     SnapshotTemporarilyUnavailable. The server gets `on_offer=exchange.on_offer` and
     `on_saved=exchange.on_saved`; nothing else is stepped for a snapshot message.
 
-    After a crash between `install` and the log's own record of it the KV is ahead of the log: a KV has
-    to know its applied index, as every KV of a raft node, and skip the entries that it has.
+    Nothing here writes down which KV was installed. At its start a node serves the one that stands
+    furthest, of its places or made anew of its newest saved snapshot. That may be ahead of the log, where
+    the node ended before the log had the snapshot: a KV has to know its applied index, as every KV of
+    a raft node, and skip the entries that it has.
 
     The hooks are for any thread, everything else for the raft thread alone. Of its methods only
     `install` raises what the node must not survive.
@@ -94,10 +98,10 @@ class Exchange(Generic[K]):
         held_entries_max: int = HELD_ENTRIES_MAX,
     ) -> None:
         self._store = store
-        self._own_clock = SystemClock() if clock is None else None
-        clock = clock or self._own_clock
+        self._own_clock: SystemClock | None = None
         if clock is None:
-            raise AssertionError("one was made above")
+            clock = self._own_clock = SystemClock()
+        run_soon = partial(_run_soon, clock)
         self._inbox = Inbox(wake)
         self._holds = Holds(
             clock.monotonic, linger_s=linger_s, held_s_max=held_s_max, held_entries_max=held_entries_max
@@ -109,12 +113,18 @@ class Exchange(Generic[K]):
             url_of=url_of,
             inbox=self._inbox,
             clock=clock,
+            run_soon=run_soon,
             workers=workers or SendThreads(),
             retry=retry or RetryPolicy(),
             holds=self._holds,
         )
         self._arrivals = Arrivals(
-            engine, slot, open_kv=open_kv, inbox=self._inbox, step_timeout_s=step_timeout_s
+            engine,
+            slot,
+            open_kv=open_kv,
+            inbox=self._inbox,
+            run_soon=run_soon,
+            step_timeout_s=step_timeout_s,
         )
 
     # For the threads of the server.
@@ -175,6 +185,7 @@ class Exchange(Generic[K]):
         that did not come through here: the node must stop, since its KV has not what the log says.
         """
         self._arrivals.install(index)
+        self._close_before(index)
 
     def compact_to(self, index: int) -> int:
         """Return up to which entry, itself included, the log may be compacted now; `index` at most.
@@ -183,11 +194,7 @@ class Exchange(Generic[K]):
         that are as old as that are closed, so that none is sent from which nobody can go on.
         """
         index = self._holds.limit(index)
-        try:
-            self._store.close_snap_before(index)
-        except Exception:
-            logger.exception("old snapshots were not closed")
-        self._inbox.post(self._transfers.end_revoked)
+        self._close_before(index)
         return index
 
     def close(self) -> None:
@@ -196,11 +203,20 @@ class Exchange(Generic[K]):
         For the raft thread, while no Ready is open. Close the server after it, and the store. A thread
         that waits for a follower's answer is not waited for.
         """
-        self._transfers.close()
-        self._arrivals.close()
-        self._inbox.run()
-        if self._own_clock is not None:
-            self._own_clock.close()
+        with ExitStack() as ends:  # Each of them, also where the engine panics at a report.
+            if self._own_clock is not None:
+                ends.callback(self._own_clock.close)
+            ends.callback(self._inbox.run)
+            ends.callback(self._arrivals.close)
+            self._transfers.close()
+
+    def _close_before(self, index: int) -> None:
+        """Close what nobody could go on from, once the log begins behind `index`."""
+        try:
+            self._store.close_snap_before(index)
+        except Exception:
+            logger.exception("old snapshots were not closed")
+        self._inbox.post(self._transfers.end_revoked)
 
     def __enter__(self) -> Self:
         return self
@@ -210,3 +226,11 @@ class Exchange(Generic[K]):
 
     def __repr__(self) -> str:
         return f"<Exchange {self._transfers!r} {self._arrivals!r} {self._inbox!r}>"
+
+
+def _run_soon(clock: Clock, task: Callable[[], None]) -> None:
+    """Have the clock's background run `task`, which may take time: raft's thread has none."""
+    try:
+        clock.run_soon(task)
+    except Exception:  # noqa: BLE001 - the clock was closed: so is the node, and nobody waits.
+        task()

@@ -49,7 +49,8 @@ class Holds:
 
     def hold(self, index: int) -> Hold:
         """Keep what follows `index` for a transfer that begins now."""
-        hold = Hold(index, self._monotonic() + self._held_s_max)
+        now_s = self._forget_old()
+        hold = Hold(index, now_s + self._held_s_max)
         self._holds.add(hold)
         return hold
 
@@ -65,7 +66,11 @@ class Holds:
 
         One less than the lowest snapshot on its way, so that `close_snap_before` spares that one too.
         """
-        now_s = self._monotonic()
-        self._holds = {hold for hold in self._holds if hold.until_s > now_s}
+        self._forget_old()
         held = [hold.index - 1 for hold in self._holds if index - hold.index < self._held_entries_max]
         return max(0, min([index, *held]))
+
+    def _forget_old(self) -> float:
+        now_s = self._monotonic()
+        self._holds = {hold for hold in self._holds if hold.until_s > now_s}
+        return now_s

@@ -47,14 +47,18 @@ class Rraft:
         self._node = node
         self._exchange = exchange
 
+    @property
+    def _attached(self) -> Exchange[Any]:
+        if self._exchange is None:
+            raise SnapshotTemporarilyUnavailable("no exchange is attached yet")
+        return self._exchange
+
     # The storage.
 
     def snapshot(self, request_index: int, to: int) -> Any:
         """Answer the storage's `snapshot(request_index, to)`: metadata alone, or "later"."""
         try:
-            if self._exchange is None:
-                raise SnapshotTemporarilyUnavailable("no exchange is attached yet")
-            return self._snapshot_of(self._exchange.snapshot(to, request_index))
+            return self._snapshot_of(self._attached.snapshot(to, request_index))
         except SnapshotTemporarilyUnavailable as error:
             logger.debug("member %d is told later: %s", to, error)
         except Exception:
@@ -95,19 +99,20 @@ class Rraft:
                 logger.exception("a message to member %d was not sent", to)
 
     def _send_snapshot(self, to: int, message: Any) -> None:
-        if self._exchange is None:
-            raise AssertionError("a snapshot was handed out before an exchange was attached")
-        index = message.get_snapshot().get_metadata().get_index()
-        self._exchange.send(to, index, bytes(message.encode()))
+        index, raw = 0, b""  # No snapshot was lent with this index: the engine is told that it failed.
+        try:
+            index, raw = _index_of(message.get_snapshot()), bytes(message.encode())
+        finally:
+            self._attached.send(to, index, raw)
 
     def install(self, ready: Any) -> int:
         """Swap the KV if `ready` has a snapshot; returns its index, or 0.
 
         Call it before the log applies that snapshot. What it raises, the node must not survive.
         """
-        index: int = ready.snapshot().get_metadata().get_index()
-        if index and self._exchange is not None:
-            self._exchange.install(index)
+        index = _index_of(ready.snapshot())
+        if index:
+            self._attached.install(index)
         return index
 
     # The engine, as the exchange sees it.
@@ -132,6 +137,11 @@ class Rraft:
                 f" the bytes are {meta.index} of term {meta.term}"
             )
         self._node.step(decoded)
+
+
+def _index_of(snapshot: Any) -> int:
+    index: int = snapshot.get_metadata().get_index()
+    return index
 
 
 def _import_rraft() -> Any:

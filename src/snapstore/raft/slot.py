@@ -37,6 +37,10 @@ class ClosableKV(KV, Protocol):
 K = TypeVar("K", bound=ClosableKV)
 
 
+def _run(task: Callable[[], None]) -> None:
+    task()
+
+
 class KvSlot(Generic[K]):
     """The KV that a node serves, and its replacement while others read. Safe to use from any thread.
 
@@ -78,10 +82,11 @@ class KvSlot(Generic[K]):
         with self.reading() as kv:
             kv.restore(source)
 
-    def swap(self, kv: K) -> None:
+    def swap(self, kv: K, *, run: Callable[[Callable[[], None]], object] = _run) -> None:
         """Put `kv` in place of what is there, which is closed when its readers are done.
 
-        Quick while there are readers; else this thread closes the old one.
+        Where it has none, `run` is given the closing of it, which may take time: here and now unless
+        told otherwise.
         """
         with self._lock:
             if self._tenure is None:
@@ -89,7 +94,7 @@ class KvSlot(Generic[K]):
             old, self._tenure = self._tenure, _Tenure(kv)
             last = old.retire()
         if last:
-            old.close()
+            run(old.close)
 
     def close(self) -> None:
         """Close the KV when its readers are done. May come twice."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -61,12 +62,12 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 class Transfer:
     """One snapshot on its way to one member. Belongs to the raft thread, but for `stream`."""
 
-    def __init__(self, to: int, stream: SnapshotStream, hold: Hold) -> None:
+    def __init__(self, to: int, stream: SnapshotStream, retries: Retries, hold: Hold) -> None:
         self.to = to
         self.stream = stream
+        self.retries = retries
         self.hold = hold
         self.message = b""
-        self.retries: Retries | None = None
         self.timer: Timer | None = None
         self.phase = Phase.LENT
 
@@ -84,7 +85,10 @@ class Transfer:
 
 
 class Transfers:
-    """All transfers of a node, one for each member at most. For the raft thread."""
+    """All transfers of a node, one for each member at most. For the raft thread.
+
+    What may take time goes to another thread by `run_soon`.
+    """
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class Transfers:
         url_of: Callable[[int], str],
         inbox: Inbox,
         clock: Clock,
+        run_soon: Callable[[Callable[[], None]], None],
         workers: Workers,
         retry: RetryPolicy,
         holds: Holds,
@@ -105,6 +110,7 @@ class Transfers:
         self._url_of = url_of
         self._inbox = inbox
         self._clock = clock
+        self._run_soon = run_soon
         self._workers = workers
         self._retry = retry
         self._holds = holds
@@ -128,14 +134,21 @@ class Transfers:
         if rest_s > 0:
             raise SnapshotTemporarilyUnavailable(f"member {to} failed and is left alone for {rest_s:.1f} s")
         stream = self._store.get_snap()
+        try:
+            self._open[to] = self._lent(to, stream, request_index)
+        except BaseException:
+            self._release_soon(stream)
+            raise
+        return stream.meta
+
+    def _lent(self, to: int, stream: SnapshotStream, request_index: int) -> Transfer:
         index = stream.meta.index
         if index == 0 or index < request_index:
-            self._release_soon(stream)
             raise SnapshotTemporarilyUnavailable(f"snapshot {index} is too old, {request_index} is asked for")
-        transfer = self._open[to] = Transfer(to, stream, self._holds.hold(index))
+        transfer = Transfer(to, stream, self._retry.begin(), self._holds.hold(index))
         expire = partial(self._inbox.post, partial(self._expire, transfer))
         transfer.timer = self._clock.call_later(CLEAR_UNSENT_AFTER_S, expire)
-        return stream.meta
+        return transfer
 
     def send(self, to: int, index: int, message: bytes) -> None:
         """Send the engine's `message` and what was lent for it. Never raises, never blocks.
@@ -148,7 +161,6 @@ class Transfers:
             self._inbox.post(partial(self._report, to, finished=False))
             return
         transfer.message = message
-        transfer.retries = self._retry.begin()
         self._start(transfer)
 
     def end_revoked(self) -> None:
@@ -160,18 +172,24 @@ class Transfers:
     def close(self) -> None:
         """End all: streams are closed, and what was sent is reported as failed. May come twice."""
         self._closed = True
-        for transfer in list(self._open.values()):
-            # The worker reads it, perhaps. It ends now, and posts to an inbox that nobody reads.
-            transfer.stream.revoke(StoreClosed("the exchange was closed"))
-            self._end(transfer, finished=False)
+        # All of them, also where the engine panics at the report on one.
+        with ExitStack() as ends:
+            for transfer in self._open.values():
+                ends.callback(self._end, transfer, finished=False)
+                # The worker reads it, perhaps. It ends now, and posts to an inbox that nobody reads.
+                transfer.stream.revoke(StoreClosed("the exchange was closed"))
 
     # An attempt, and what becomes of it.
 
     def _start(self, transfer: Transfer) -> None:
         transfer.move(Phase.SENDING)
+        # Starting a thread waits for it: 16 ms were seen where two others computed.
+        self._run_soon(partial(self._submit, transfer))
+
+    def _submit(self, transfer: Transfer) -> None:
         try:
             self._workers.submit(self._attempt, transfer)
-        except Exception as error:  # noqa: BLE001 - no thread to be had: as if the line had broken.
+        except BaseException as error:  # noqa: BLE001 - no thread to be had; the engine has to hear of it.
             self._inbox.post(partial(self._settle, transfer, error, 0))
 
     def _attempt(self, transfer: Transfer) -> None:
@@ -192,18 +210,28 @@ class Transfers:
         if error is None:
             self._end(transfer, finished=True)
             return
+        waits = False
+        try:
+            waits = self._is_tried_again(transfer, error, reached_size)
+        finally:
+            if not waits:
+                logger.warning("%r failed: %s", transfer, error)
+                self._end(transfer, finished=False)
+
+    def _is_tried_again(self, transfer: Transfer, error: BaseException, reached_size: int) -> bool:
+        """Have it go on later; False where it is given up, and its member left alone for a while."""
         delay_s = None
-        if transfer.retries is not None and _is_rereadable(transfer.stream):
+        if _is_rereadable(transfer.stream):
             delay_s = transfer.retries.delay_s(error, reached_size)
         if delay_s is None:
-            logger.warning("%r failed: %s", transfer, error)
             self._let_rest(transfer, error)
-            self._end(transfer, finished=False)
-            return
-        logger.info("%r goes on in %.1f s: %s", transfer, delay_s, error)
-        transfer.move(Phase.WAITING)
+            return False
         again = partial(self._inbox.post, partial(self._resume, transfer))
-        transfer.timer = self._clock.call_later(delay_s, again)
+        timer = self._clock.call_later(delay_s, again)
+        transfer.move(Phase.WAITING)
+        transfer.timer = timer
+        logger.info("%r goes on in %.1f s: %s", transfer, delay_s, error)
+        return True
 
     def _resume(self, transfer: Transfer) -> None:
         if transfer.phase is Phase.WAITING:
@@ -239,11 +267,7 @@ class Transfers:
             logger.exception("the engine did not take the report on member %d", to)
 
     def _release_soon(self, stream: SnapshotStream) -> None:
-        """Closing a KV's snapshot may take time, which raft's thread does not have."""
-        try:
-            self._clock.run_soon(partial(self._release, stream))
-        except Exception:  # noqa: BLE001 - the clock was closed: so is the node, and nobody waits.
-            self._release(stream)
+        self._run_soon(partial(self._release, stream))
 
     def _release(self, stream: SnapshotStream) -> None:
         try:

@@ -18,7 +18,6 @@ import logging
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import ExitStack
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
@@ -256,7 +255,7 @@ class TicketDumps(Generic[K]):
             raise
         if self._dump is not None:
             self._dump.overtake()
-        self._swap(redeemed.kv)
+        self.kv.swap(redeemed.kv, run=self._run_soon)
         logger.info("went on from snapshot %d, of %d bytes", redeemed.saved.index, redeemed.saved.size)
         self._first_index = data[1][1]
         self._run_soon(self._settle)
@@ -277,18 +276,11 @@ class TicketDumps(Generic[K]):
         node = self._node()
         return node is not None and self._first_index + node.getStatus()["log_len"] - 1 > ticket.index
 
-    def _swap(self, kv: K) -> None:
-        """Put `kv` into the slot. Closing what was there takes time, so another thread is its last reader."""
-        with ExitStack() as reading:
-            reading.enter_context(self.kv.reading())
-            self.kv.swap(kv)
-            self._run_soon(reading.pop_all().close)
-
     def _run_soon(self, task: Callable[[], None]) -> None:
         try:
             self._clock.run_soon(task)
-        except RuntimeError:  # Closed before PySyncObj was: what is left to do, the next start does.
-            logger.warning("closed already: %s is not done", task)
+        except RuntimeError:  # Closed before PySyncObj was: it does it itself.
+            task()
 
     # On the clock's background thread, one after the other.
 

@@ -139,7 +139,13 @@ class Redeemer(Generic[K]):
             stored = self._directory.open(ticket.index, progress=redemption.progress)
         except (SnapshotNotFound, SnapshotCorrupt):
             with contextlib.suppress(SnapshotExists):  # Our own dump was quicker with this index.
-                self._client.fetch(ticket.url, ticket.index, self._directory, progress=redemption.progress)
+                self._client.fetch(
+                    ticket.url,
+                    ticket.index,
+                    self._directory,
+                    digest=ticket.digest,
+                    progress=redemption.progress,
+                )
             stored = self._directory.open(ticket.index, verify=False)
         with stored:
             if stored.meta.term != ticket.term:

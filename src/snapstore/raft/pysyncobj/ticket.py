@@ -49,8 +49,10 @@ class Ticket:
 
     @classmethod
     def for_saved(cls, saved: SavedSnapshot, url: str) -> Ticket:
-        """Return the ticket for what is stored at `url`; SavedSnapshot's own manifest is needed."""
-        return cls(url, saved.index, saved.meta.term, saved.size, saved.digest or "")
+        """Return the ticket for what is stored at `url`; ValueError where it has no manifest."""
+        if saved.digest is None:
+            raise ValueError(f"{saved.path} has no manifest, so nobody can be sent there")
+        return cls(url, saved.index, saved.meta.term, saved.size, saved.digest)
 
     def to_bytes(self) -> bytes:
         """Return sealed JSON."""
