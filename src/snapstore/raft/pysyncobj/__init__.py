@@ -3,5 +3,6 @@
 from snapstore.raft.places import LmdbPlaces
 from snapstore.raft.pysyncobj.dumps import TicketDumps
 from snapstore.raft.pysyncobj.ticket import Ticket, TicketMalformed
+from snapstore.raft.pysyncobj.transport import TicketTransport
 
-__all__ = ["LmdbPlaces", "Ticket", "TicketDumps", "TicketMalformed"]
+__all__ = ["LmdbPlaces", "Ticket", "TicketDumps", "TicketMalformed", "TicketTransport"]
