@@ -149,6 +149,7 @@ def test_purge_keeps_the_newest(stored):
         ("save lmdb:{file} --dir {stored} --index 9", ExitCode.OUTCOME_BAD, "cannot be read"),
         ("save sqlite:{file} --dir {stored} --index 9", ExitCode.OUTCOME_BAD, "not a database"),
         ("fetch http://127.0.0.1:1 7 --dir {stored}", ExitCode.PEER, "is it running there"),
+        ("fetch http://127.0.0.1:1 --dir {stored} 7", ExitCode.PEER, "is it running there"),
         ("nonsense", ExitCode.USAGE, "invalid choice"),
         ("purge {stored} --keep 0", ExitCode.USAGE, "1 or more"),
         ("send --kv etcd:x --index 1 --term 1 http://a:1", ExitCode.USAGE, "lmdb:PATH"),

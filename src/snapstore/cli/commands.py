@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 #: Big enough that a disk and a network show what they do, small enough for a minute.
 DEMO_SIZE_DEFAULT = "1GiB"
 
+#: Of `demo raft`, which has as many copies as nodes, and one more whose transfer is watched.
+RAFT_DEMO_SIZE_DEFAULT = "256MiB"
+
+#: The fewest that go on without one of them.
+RAFT_DEMO_NODES = 3
+
 #: As in `transport.address`, which brings sockets in; a test holds the two together.
 LISTEN_DEFAULT = "127.0.0.1:0"
 
@@ -94,6 +100,13 @@ def _etcd_id(text: str) -> int:
     return parse_id(text)
 
 
+def _node_count(text: str) -> int:
+    count = parse_count(text)
+    if count < RAFT_DEMO_NODES:
+        raise argparse.ArgumentTypeError(f"{count} nodes have no majority without one of them")
+    return count
+
+
 _DIR = _argument("dir", metavar="DIR", help="a directory of snapshots")
 _TO_DIR = _argument("--dir", metavar="DIR", required=True, help="a directory of snapshots; made if missing")
 _INDEX = _argument("index", metavar="INDEX", type=parse_index, help="raft's index, decimal or 0x...")
@@ -143,16 +156,36 @@ COMMANDS: tuple[Command, ...] = (
         "demo:run",
         (
             _argument(
+                "play",
+                nargs="?",
+                choices=("walk", "raft"),
+                default="walk",
+                help="walk: one snapshot, step by step (default); raft: a PySyncObj cluster",
+            ),
+            _argument(
                 "--size",
                 type=parse_size,
-                default=DEMO_SIZE_DEFAULT,
-                help=f"of the store (default: {DEMO_SIZE_DEFAULT})",
+                help=f"of the store (default: {DEMO_SIZE_DEFAULT}, raft: {RAFT_DEMO_SIZE_DEFAULT})",
             ),
             _argument("--dir", metavar="DIR", help="where the stores lie meanwhile (default: $TMPDIR)"),
+            _argument(
+                "--nodes",
+                metavar="N",
+                type=_node_count,
+                help=f"of raft: how many, {RAFT_DEMO_NODES} or more (default: {RAFT_DEMO_NODES})",
+            ),
+            _argument(
+                "--baseline",
+                action="store_true",
+                help="of raft: play it again with PySyncObj's own dumps, and compare",
+            ),
         ),
         "A leader process fills an LMDB store and goes on writing to it while a snapshot of it is pinned and "
         "sent to a follower process, which saves it durably and restores it. Then the restored store is "
-        "compared with the pinned one. Takes three times SIZE of disk space, and gives it back at the end.",
+        "compared with the pinned one. Takes three times SIZE of disk space, and gives it back at the end. "
+        "`snapstore demo raft`: writes flow through a cluster; a node is killed and loses its directory; the "
+        "log is compacted past it; it comes back with nothing, is handed a snapshot while writes go on, and "
+        "ends equal to the others.",
     ),
     Command(
         "save",
@@ -278,7 +311,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
     for command in COMMANDS:
         subparser = commands.add_parser(
             command.name, help=command.summary, description=_sentence(command), add_help=True
@@ -308,6 +343,25 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, self.format_usage().strip())
+
+
+class _CommandParser(_Parser):
+    """One command's: options may stand anywhere, also before an argument that may be left out.
+
+    Left alone argparse takes that one for absent at the first option, and then complains of it.
+    """
+
+    _intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the options first, then what is left; argparse does it by two calls of this method."""
+        if self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
 
 
 class _Version(argparse.Action):

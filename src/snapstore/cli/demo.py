@@ -1,4 +1,4 @@
-"""`snapstore demo`: the whole walk on one machine, watched.
+"""`snapstore demo`: the whole walk on one machine, watched. `snapstore demo raft` is `raft_demo.py`'s.
 
 The parent of two processes: it tells them when, listens, draws, compares what both found, and leaves
 nothing behind. It never touches a store itself.
@@ -6,21 +6,22 @@ nothing behind. It never touches a store itself.
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from snapstore.cli.arguments import parse_size
+from snapstore.cli.commands import (
+    DEMO_SIZE_DEFAULT,
+    RAFT_DEMO_NODES,
+    RAFT_DEMO_SIZE_DEFAULT,
+    UsageError,
+)
 from snapstore.cli.demo_cast import Cast
 from snapstore.cli.demo_machine import Memory, file_system_of
 from snapstore.cli.demo_report import Report, Store
+from snapstore.cli.demo_stage import check_room, interruptible, own_directory
 from snapstore.cli.demo_store import Content
 from snapstore.cli.exits import ExitCode
-from snapstore.cli.screen import format_size
 
 if TYPE_CHECKING:
     import argparse
@@ -34,18 +35,26 @@ COPIES = 3
 #: For what the writer adds meanwhile, and for logs.
 SPARE_SIZE = 128 * 1024 * 1024
 
-#: What ends the demo from outside: the stores are removed then, too.
-_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RAFT_USAGE = "snapstore demo raft [--nodes N] [--size SIZE] [--dir DIR] [--baseline] [--json]"
 
 
 def run(args: argparse.Namespace, screen: Screen) -> int:
-    """Play it all; OUTCOME_BAD when the restored store is not the pinned one.
+    """Play the demo that is asked for; OUTCOME_BAD when what is restored is not what was pinned.
 
     Raises OSError when there is too little room, and ChildDied when a process ends too soon.
     """
-    with _interruptible(), _own_directory(args.dir) as directory:
-        check_room(directory, args.size)
-        report = _play(directory, args.size, screen)
+    if args.play == "raft":
+        # Imported here: the walk needs no PySyncObj.
+        from snapstore.cli.raft_demo import run as run_raft
+
+        size = parse_size(RAFT_DEMO_SIZE_DEFAULT) if args.size is None else args.size
+        return run_raft(size, args.nodes or RAFT_DEMO_NODES, screen, parent=args.dir, baseline=args.baseline)
+    if args.nodes or args.baseline:
+        raise UsageError("--nodes and --baseline belong to the raft demo", f"usage: {RAFT_USAGE}")
+    size = parse_size(DEMO_SIZE_DEFAULT) if args.size is None else args.size
+    with interruptible(), own_directory(args.dir) as directory:
+        check_room(directory, COPIES * size + SPARE_SIZE)
+        report = _play(directory, size, screen)
     return show(report, screen)
 
 
@@ -53,16 +62,6 @@ def show(report: Report, screen: Screen) -> int:
     """Show the table; the exit code that belongs to it."""
     screen.table(report.to_json(), ("", ""), report.rows())
     return ExitCode.OUTCOME_BAD if report.differences else ExitCode.DONE
-
-
-def check_room(directory: str, size: int) -> None:
-    """Raise OSError unless the demo of `size` bytes has room in `directory`."""
-    needed = COPIES * size + SPARE_SIZE
-    status = os.statvfs(directory)
-    free = status.f_bavail * status.f_frsize
-    if free < needed:
-        words = f"{format_size(needed)} are needed and {format_size(free)} free; give a smaller --size"
-        raise OSError(errno.ENOSPC, words, os.path.dirname(directory))
 
 
 def _play(directory: str, size: int, screen: Screen) -> Report:
@@ -121,35 +120,3 @@ def _hear_contents(cast: Cast, size: int, screen: Screen) -> tuple[Event, Event,
 
 def _content(event: Event) -> Content:
     return Content(event["keys"], event["size"], event["digest"])
-
-
-@contextmanager
-def _own_directory(parent: str | None) -> Iterator[str]:
-    """Yield a new directory below `parent`, or below $TMPDIR, and remove it at the end."""
-    directory = tempfile.mkdtemp(prefix="snapstore-demo-", dir=parent)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let the first signal that would end this process interrupt it, so that it cleans up.
-
-    The ones after it are passed over, since cleaning up takes a moment and people are impatient.
-    """
-    # What is ignored stays so: nohup, and jobs in the background of a script.
-    numbers = [number for number in _END_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def interrupt(*_signal: object) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,8 @@
 """The demo's child processes, seen from the parent: started, listened to, ended.
 
 It must not know what they play. Plan: each child's standard output is read by a thread of its own
-into one queue, so that the parent waits in one place and hears of a death at once, whoever it was.
+into one queue, so that the parent waits in one place and hears of a death at once, whoever it was. One
+that the parent killed itself is no death, and what it still said is not heard.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from snapstore.errors import SnapstoreError
@@ -34,6 +36,10 @@ class ChildDied(SnapstoreError):
     """A child process ended before its part was done; the message has its last words."""
 
 
+class NotHeard(SnapstoreError, TimeoutError):
+    """A child process did not tell within the time that was allowed; it runs on."""
+
+
 class Cast:
     """Child processes that tell their events in JSON lines. Use it as a context manager."""
 
@@ -41,14 +47,14 @@ class Cast:
         self._log_directory = log_directory
         self._children: dict[str, subprocess.Popen[str]] = {}
         self._listeners: list[threading.Thread] = []
-        # A child's name with its event, or with None at its end.
-        self._heard: SimpleQueue[tuple[str, Event | None]] = SimpleQueue()
+        # A child, by its name and itself, with its event, or with None at its end.
+        self._heard: SimpleQueue[tuple[str, subprocess.Popen[str], Event | None]] = SimpleQueue()
         self._kept: dict[tuple[str, str], Event] = {}
 
     def start(self, name: str, module: str, *arguments: object) -> None:
-        """Start `module` as a child called `name`."""
+        """Start `module` as a child called `name`, which may be the name of one that was killed."""
         # Its words go to a file: a pipe that nobody reads would stop it.
-        with open(self._log_path(name), "wb") as log:
+        with open(self._log_path(name), "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", module, *map(str, arguments)],
                 stdin=subprocess.PIPE,
@@ -67,8 +73,17 @@ class Cast:
         assert child.stdout is not None
         with child.stdout as lines:
             for line in lines:
-                self._heard.put((name, json.loads(line)))
-        self._heard.put((name, None))
+                if line.endswith("\n"):  # Else it was killed in the middle of a word.
+                    self._heard.put((name, child, json.loads(line)))
+        self._heard.put((name, child, None))
+
+    def kill(self, name: str) -> None:
+        """End a child at once, with SIGKILL, and forget what it told."""
+        child = self._children.pop(name)
+        child.kill()
+        child.wait()
+        _end_input(child)
+        self._kept = {(who, event): what for (who, event), what in self._kept.items() if who != name}
 
     def tell(self, name: str, **command: Any) -> None:
         """Give a child a command."""
@@ -78,14 +93,27 @@ class Cast:
         except BrokenPipeError:
             raise self._death_of(name) from None
 
-    def hear(self, name: str, event: str, on_progress: Callable[[str, int], None] | None = None) -> Event:
+    def hear(
+        self,
+        name: str,
+        event: str,
+        on_progress: Callable[[str, int], None] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Event:
         """Wait until the child `name` tells `event`; what it told.
 
         Other events are kept for later. `on_progress(name, bytes)` is told how far which child is.
-        Raises ChildDied when one has ended, whichever it is.
+        Raises ChildDied when one has ended, whichever it is, and NotHeard after `timeout_s`.
         """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while (name, event) not in self._kept:
-            who, what = self._heard.get()
+            try:
+                who, child, what = self._heard.get(timeout=_left_s(deadline_s))
+            except Empty:
+                raise NotHeard(f"the {name} process did not tell {event!r} within {timeout_s:g} s") from None
+            if child is not self._children.get(who):
+                continue  # It was killed.
             if what is None:
                 raise self._death_of(who)
             kind = what.pop("event")
@@ -120,6 +148,10 @@ class Cast:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _left_s(deadline_s: float | None) -> float | None:
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
 
 
 def _end_input(child: subprocess.Popen[str]) -> None:

@@ -11,7 +11,7 @@ import os
 import random
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -183,14 +183,20 @@ class Content:
     digest: str
 
 
-def content_of(env: lmdb.Environment, txn: lmdb.Transaction[bytes], report: Callable[[int], None]) -> Content:
-    """Digest every key and value of every database, in order, each with its length, as `txn` sees them.
+def content_of(
+    env: lmdb.Environment,
+    txn: lmdb.Transaction[bytes],
+    report: Callable[[int], None],
+    databases: Sequence[bytes] = DATABASES,
+) -> Content:
+    """Digest every key and value of the main database and of `databases`, in order, as `txn` sees them.
 
-    The main database's own records of the named ones are in it. `report(bytes)` is told how far it is.
+    Each with its length. The main database's own records of the named ones are in it. `report(bytes)` is
+    told how far it is.
     """
     digest = hashlib.sha256()
     keys = size = 0
-    for database in (None, *(env.open_db(name, txn=txn, create=False) for name in DATABASES)):
+    for database in (None, *(env.open_db(name, txn=txn, create=False) for name in databases)):
         for key, value in txn.cursor(database):
             digest.update(b"".join((_LENGTHS.pack(len(key), len(value)), key, value)))
             keys += 1

@@ -1,0 +1,60 @@
+"""Where a demo plays: a directory of its own with room enough, left clean however the play ends.
+
+It must not know what is played.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from snapstore.cli.screen import format_size
+
+#: What ends the demo from outside: the stores are removed then, too.
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def check_room(directory: str, size: int) -> None:
+    """Raise OSError unless a demo that needs `size` bytes has room in `directory`."""
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if free < size:
+        words = f"{format_size(size)} are needed and {format_size(free)} free; give a smaller --size"
+        raise OSError(errno.ENOSPC, words, os.path.dirname(directory))
+
+
+@contextmanager
+def own_directory(parent: str | None) -> Iterator[str]:
+    """Yield a new directory below `parent`, or below $TMPDIR, and remove it at the end."""
+    directory = tempfile.mkdtemp(prefix="snapstore-demo-", dir=parent)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the first signal that would end this process interrupt it, so that it cleans up.
+
+    The ones after it are passed over, since cleaning up takes a moment and people are impatient.
+    """
+    # What is ignored stays so: nohup, and jobs in the background of a script.
+    numbers = [number for number in _END_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def interrupt(*_signal: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
