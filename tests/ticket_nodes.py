@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import pickle
 import shutil
+import threading
 import time
 from functools import partial
 
@@ -164,13 +165,27 @@ class Member:
         return self.dumps._file.read()
 
     def close(self):
-        if self.node is not None:
-            self.node.destroy()
+        node, self.node = self.node, None  # It may hold a file that it was sending from.
+        if node is not None:
+            node.destroy()
         if self.dumps is not None:
             self.dumps.close()
         self.places.close()
         self.server.close()
         self.directory.close()
+
+
+class Gate:
+    """An `open_kv` that stops at a snapshot until it is let go."""
+
+    def __init__(self):
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, places, saved):
+        if saved is not None:
+            self.reached.set()
+            assert self.go_on.wait(WAIT_S)
+        return places(saved)
 
 
 class Cluster:
@@ -197,9 +212,11 @@ class Cluster:
         shutil.rmtree(self.path_of(name))
 
     def tick(self):
+        wait_s = APPEND_S / 4  # In the first only, for all of them.
         for member in list(self.members.values()):
             self.network.lines[member.name].look()
-            member.node.doTick(0.0005)
+            member.node.doTick(wait_s)
+            wait_s = 0.0
         self.network.deliver()
 
     def until(self, reached):
@@ -210,8 +227,22 @@ class Cluster:
 
     @property
     def leader(self):
-        (leader,) = [member for member in self.members.values() if member.node._isLeader()]
-        return leader
+        """The one of the newest term: one that is cut off may not know that it is none any more."""
+        leaders = [member for member in self.members.values() if member.node._isLeader()]
+        return max(leaders, key=lambda member: member.node.raftCurrentTerm)
+
+    def elect(self, name):
+        """Have another one lead; the one before stays without hope. Which one leads now."""
+        before, member = self.leader, self.members[name]
+        before.conf.raftMinTimeout, before.conf.raftMaxTimeout = PATIENT_S, 2 * PATIENT_S
+        member.node._SyncObj__raftElectionDeadline = 0
+        self.until(member.node._isLeader)
+        return member
+
+    def tick_often(self):
+        """Let pass what is more than all messages that anybody has to send."""
+        for _ in range(50):
+            self.tick()
 
     def lead(self):
         """Tick until there is a leader; which one."""
@@ -224,6 +255,12 @@ class Cluster:
         getattr(self.leader.node, method)(*args, callback=lambda _result, error: results.append(error))
         self.until(lambda: results)
         assert results == [0]
+
+    def fill(self, count=5):
+        """Write so many values, and count them where counting twice would show."""
+        for number in range(count):
+            self.call("put", b"key %d" % number, b"value %d" % number)
+            self.call("add", b"count")
 
     def settle(self):
         """Tick until all have applied what the leader has."""

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapstore.disk import make_directories
-from snapstore.errors import SnapshotBusy
-from snapstore.kv.lmdb import LmdbKV, restore_lmdb
+from snapstore.errors import ForkedProcess, SnapshotBusy, SnapstoreError, StoreClosed
+from snapstore.kv.copy_in import copy_in
+from snapstore.kv.lmdb import LmdbKV
+from snapstore.kv.lmdb_file import check_data_file
 
 if TYPE_CHECKING:
     from snapstore.stored import SavedSnapshot
@@ -33,7 +35,7 @@ class LmdbPlaces:
 
     Call it with a saved snapshot for one with its content, with None for an empty one: the `open_kv` of
     `Exchange` and of `pysyncobj.TicketDumps`. `path` is made where it is missing, and belongs to one
-    process: SnapshotBusy while another has it. From any thread.
+    process: SnapshotBusy while another has it. From any thread; not after a fork.
     """
 
     def __init__(self, path: str | os.PathLike[str], **open_options: Any) -> None:
@@ -41,6 +43,7 @@ class LmdbPlaces:
         self._options = open_options
         self._lock = threading.Lock()
         self._count = 0
+        self._pid = os.getpid()
         make_directories(self._path, 0o700)
         self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -59,20 +62,45 @@ class LmdbPlaces:
                 shutil.rmtree(self._path / name)
 
     def __call__(self, saved: SavedSnapshot | None) -> LmdbKV:
-        """Make an environment; raises what `restore_lmdb` and `lmdb.open` raise, and leaves nothing then."""
-        with self._lock:
-            self._count += 1
-            place = self._path / f"kv-{self._count:08d}"
+        """Make an environment; what failed leaves nothing.
+
+        Raises SnapshotCorrupt and SnapshotTruncated for what is no LMDB data file, SnapstoreError where
+        the map has no room beyond the snapshot, what `lmdb.open` raises, OSError, ForkedProcess, and
+        StoreClosed after `close`.
+        """
+        place = self._new_place()
         try:
-            place.mkdir(mode=0o700)
-            options = dict(self._options)
-            if saved is not None:
-                restore_lmdb(saved.path, place)
-                options.pop("lib_version", None)  # The file's own format decides which LMDB opens it.
-            return _PlacedKV(place, **options)
+            return self._filled(place, saved)
         except BaseException:
             _remove(place)
             raise
+
+    def _new_place(self) -> Path:
+        if os.getpid() != self._pid:
+            raise ForkedProcess(f"{self._path} belongs to the process that forked this one")
+        with self._lock:
+            if self._fd < 0:
+                raise StoreClosed(f"{self._path} was given up, and may be another node's")
+            self._count += 1
+            place = self._path / f"kv-{self._count:08d}"
+            place.mkdir(mode=0o700)
+        return place
+
+    def _filled(self, place: Path, saved: SavedSnapshot | None) -> LmdbKV:
+        if saved is None:
+            return _PlacedKV(place, **self._options)
+        size = _copy(saved.path, place / "data.mdb")
+        options = dict(self._options)
+        options.pop("lib_version", None)  # The file's own format decides which LMDB opens it.
+        kv = _PlacedKV(place, **options)
+        map_size = kv.env.info()["map_size"]
+        if map_size <= size:
+            kv.close()
+            raise SnapstoreError(
+                f"snapshot {saved.index} fills {size} bytes, so that nothing could be written to it with a"
+                f" map_size of {self._options.get('map_size', map_size)}: give LmdbPlaces a larger one"
+            )
+        return kv
 
     def close(self) -> None:
         """Let another process have the directory. Close the environments first. May come twice."""
@@ -91,7 +119,18 @@ class _PlacedKV(LmdbKV):
 
     def close(self) -> None:
         super().close()
-        _remove(self._place)
+        if os.getpid() == self._pid:  # A forked child's copy is closed, too, by whoever clears up there.
+            _remove(self._place)
+
+
+def _copy(source: Path, target: Path) -> int:
+    """Copy an LMDB data file and check it; how many bytes its pages take."""
+    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        copy_in(source, fd)
+        return check_data_file(fd, str(target)).size
+    finally:
+        os.close(fd)
 
 
 def _remove(place: Path) -> None:

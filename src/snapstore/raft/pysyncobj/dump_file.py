@@ -31,6 +31,7 @@ _NEXT_SUFFIX = ".next"
 class PreparedTicket:
     """A ticket of our own that is written, and has only to be put in place. For any thread."""
 
+    ticket: Ticket
     targets: Mapping[Path, Path]
 
     def place(self) -> None:
@@ -91,11 +92,12 @@ class DumpFile:
                 file.write(ticket.to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
-        return PreparedTicket(targets)
+        return PreparedTicket(ticket, targets)
 
     def put_back(self) -> None:
         """Put the last ticket of our own back in place, or nothing where there never was one. No fsync."""
         link = self._beside(_NEXT_SUFFIX)
+        link.unlink(missing_ok=True)  # Renaming a file to what is a name of it already does nothing.
         try:
             os.link(self._own, link)
         except FileNotFoundError:

@@ -16,30 +16,23 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
-from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from snapstore._fastpipe import Progress
 from snapstore.clock import SystemClock
-from snapstore.errors import (
-    MissingExtra,
-    PeerRejected,
-    SnapshotExists,
-    SnapshotTemporarilyUnavailable,
-)
+from snapstore.errors import MissingExtra, PeerRejected, SnapshotNotFound, SnapshotTemporarilyUnavailable
 from snapstore.raft.holds import HELD_ENTRIES_MAX, HELD_S_MAX
+from snapstore.raft.pysyncobj.attached import AttachedNode
 from snapstore.raft.pysyncobj.dump_file import DumpFile
 from snapstore.raft.pysyncobj.hold import CompactionHold
+from snapstore.raft.pysyncobj.own_dump import OwnDump, Saver
 from snapstore.raft.pysyncobj.redemption import CLOSE_TIMEOUT_S, Redeemer
 from snapstore.raft.pysyncobj.restart import open_start
-from snapstore.raft.pysyncobj.ticket import Ticket, pack_meta, unpack_meta
+from snapstore.raft.pysyncobj.ticket import TicketMalformed, pack_meta, unpack_meta
 from snapstore.raft.retry import RetryPolicy
 from snapstore.raft.slot import KvSlot
 from snapstore.raft.workers import SendThreads
-from snapstore.stream import SnapshotStream
 from snapstore.transport.http_client import SnapshotClient
 
 try:
@@ -55,8 +48,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from snapstore.directory import SnapshotDir
-    from snapstore.meta import SnapshotMeta
-    from snapstore.protocols import Clock, Snapshot
+    from snapstore.protocols import Clock
     from snapstore.raft.pysyncobj.dump_file import PreparedTicket
     from snapstore.raft.pysyncobj.redemption import Redeemed
     from snapstore.raft.pysyncobj.ticket import Entry
@@ -73,10 +65,6 @@ logger = logging.getLogger("snapstore.raft")
 #: have been shown a moment ago.
 KEEP = 2
 
-#: A log that is longer than a leader's ticket has entries that the leader never had. PySyncObj would
-#: report all of it as matching if it were told "later", so its thread waits, but not for ever.
-CONFLICT_TIMEOUT_S = 60.0
-
 K = TypeVar("K", bound="ClosableKV")
 
 
@@ -85,7 +73,8 @@ class TicketDumps(Generic[K]):
 
     `directory` is where the node's snapshots are saved, and what its `SnapshotServer` serves; `url` is
     where the others reach that server. `open_kv(saved)` makes a KV of a saved snapshot, or an empty one of
-    None, at a place of its own (`LmdbPlaces` does); `kv` is the slot where the node's own code finds it:
+    None, at a place of its own (`LmdbPlaces` does), on any thread; `kv` is the slot where the node's own
+    code finds it, and all that entries of the log change must lie there:
 
         with dumps.kv.reading() as kv: ...
 
@@ -94,11 +83,12 @@ class TicketDumps(Generic[K]):
 
     Making it restores the KV: the snapshot behind the dump file is read back, verified and made into a
     KV before PySyncObj begins; see `restart`. Raises SnapshotNotFound where it is lost and no peer has
-    one, and OSError.
+    one, what `open_kv` raises, and OSError.
 
-    `attach` it to the node, so that the log is kept for a follower that fetches, up to `held_s_max`
-    seconds and `held_entries_max` entries. `keep` snapshots stay in `directory`. After its failures it
-    waits as `retry` says. Except for `kv`, all is for PySyncObj's thread, or for when it does not run.
+    `attach` it to the node, or no leader's snapshot is taken. The log is kept for a follower that fetches,
+    up to `held_s_max` seconds and `held_entries_max` entries. `keep` snapshots stay in `directory`, and
+    the one behind the dump file in any case. After its failures it waits as `retry` says. Except for `kv`,
+    all is for PySyncObj's thread, or for when it does not run.
     """
 
     def __init__(
@@ -120,37 +110,41 @@ class TicketDumps(Generic[K]):
     ) -> None:
         if keep < 1:
             raise ValueError("keep is 1 or more: the snapshot behind the dump file stays")
-        self._directory = directory
-        self._url = url
         self._node_of = node_of
-        self._keep = keep
         self._retry = retry or RetryPolicy()
         self._held_s_max = held_s_max
         self._held_entries_max = held_entries_max
         self._file = DumpFile(dump_file)
+        self._saver = Saver(directory, self._file, url, keep)
         client = client or SnapshotClient()
-        self._dump: _Dump | None = None
+        self._dump: OwnDump | None = None
         self._failures = 0
-        self._node: Callable[[], Any] = _nobody
+        self._node: AttachedNode | None = None
         self._hold: CompactionHold | None = None
         # What PySyncObj is given for the dump file that it finds at its start.
         self._start: Data | None = None
-        #: The first entry of PySyncObj's log: the one before the snapshot that it went on from last.
-        self._first_index = 1
         stored = open_start(self._file, directory, client, url, peers)
-        if stored is None:
-            self.kv: KvSlot[K] = KvSlot(open_kv(None))
-        else:
-            with stored:
+        self._began_empty = stored is None
+        try:
+            if stored is not None:
                 self._start = unpack_meta(stored.meta, node_of)
-                self._first_index = self._start[1][1]
-                self.kv = KvSlot(open_kv(stored.saved))
+            self.kv: KvSlot[K] = KvSlot(open_kv(stored.saved if stored else None))
+        except BaseException:
+            if stored is not None:
+                stored.close()
+            raise
+        if stored is not None:
+            self._saver.hold(stored)
         self._redeemer = Redeemer(
-            directory, open_kv, client, self._prepare, retry=self._retry, workers=workers or SendThreads()
+            directory,
+            open_kv,
+            client,
+            self._prepare_received,
+            retry=self._retry,
+            workers=workers or SendThreads(),
         )
         self._clock: Clock = clock or SystemClock()
         self._owns_clock = clock is None
-        logging.getLogger("pysyncobj.syncobj").addFilter(_drop_later)
 
     @property
     def hooks(self) -> dict[str, Any]:
@@ -168,8 +162,20 @@ class TicketDumps(Generic[K]):
         raise PeerRejected(HTTPStatus.METHOD_NOT_ALLOWED, "this node fetches its snapshots; it takes none")
 
     def attach(self, node: Any) -> None:
-        """Get to know the SyncObj that has these hooks. Right after it was made."""
-        self._node = weakref.ref(node)
+        """Get to know the SyncObj that has these hooks. Right after it was made, before it has ticked.
+
+        Raises SnapshotNotFound where its journal goes on from a snapshot, and there is no dump file:
+        PySyncObj would take entries for ever, and apply none.
+        """
+        attached = AttachedNode(node)
+        if self._began_empty and attached.applied + 1 < attached.first_index:
+            raise SnapshotNotFound(
+                f"this node's journal begins with entry {attached.first_index}, and {self._file.path}, which"
+                " told what comes before, is gone; remove the journal, and let the node join as a new one"
+            )
+        if self._hold is not None:
+            self._hold.let_go()
+        self._node = attached
         self._hold = CompactionHold(
             node.conf,
             self._clock.monotonic,
@@ -185,13 +191,13 @@ class TicketDumps(Generic[K]):
         Writes nothing at `_path`: PySyncObj would put it in place of the dump file at once. That it
         does not find anything there is no failure, since it asks `check` how its dump goes.
         """
-        dump = self._dump = _Dump()
+        dump = self._dump = OwnDump()
         try:
             last, before, members = data
             meta = pack_meta(last, before, [node.id for node in members if node is not None])
             pinned = self.kv.snapshot()
             try:
-                self._clock.run_soon(partial(self._save, dump, meta, pinned))
+                self._clock.run_soon(partial(self._saver.save, dump, meta, pinned))
             except BaseException:
                 pinned.close()
                 raise
@@ -200,32 +206,35 @@ class TicketDumps(Generic[K]):
 
     def check(self) -> int:
         """Say how the dump goes, and end it. PySyncObj's `serializeChecker`, called in each tick."""
-        try:
-            node = self._node()
-            if self._hold is not None and node is not None:
-                self._hold.update(node, self._first_index)
-        except Exception:
-            logger.exception("whether to keep the log could not be told; it is compacted as ever")
+        self._look()
         dump = self._dump
         if dump is None:
             return int(SERIALIZER_STATE.NOT_SERIALIZING)
         if not dump.result.done() or (dump.rests_until_s or 0.0) > self._clock.monotonic():
             return int(SERIALIZER_STATE.SERIALIZING)
         try:
-            saved, ticket = dump.result.result()
+            ticket = dump.result.result()
             if dump.overtaken:
                 ticket.discard()
                 raise SnapshotTemporarilyUnavailable("the node has gone on from another snapshot meanwhile")
-            ticket.place()
+            self._place(ticket)
         except Exception as error:  # noqa: BLE001 - PySyncObj keeps its log, and asks again.
             return self._failed(dump, error)
         self._dump = None
         self._failures = 0
-        self._first_index = saved.index - 1
-        self._run_soon(self._settle)
         return int(SERIALIZER_STATE.SUCCESS)
 
-    def _failed(self, dump: _Dump, error: Exception) -> int:
+    def _look(self) -> None:
+        """Look at the node as it is in this tick: what it needs no more, and what others need of it."""
+        if self._node is None or self._hold is None:
+            return
+        try:
+            self._redeemer.forget_up_to(self._node.applied)
+            self._hold.update(self._node.status, self._node.first_index)
+        except Exception:
+            logger.exception("whether to keep the log could not be told; it is compacted as ever")
+
+    def _failed(self, dump: OwnDump, error: Exception) -> int:
         """PySyncObj tries again in its next tick, so it hears of a failure when it is time for that."""
         if dump.rests_until_s is None:
             self._failures += 1
@@ -246,10 +255,12 @@ class TicketDumps(Generic[K]):
         """
         if self._start is not None:
             start, self._start = self._start, None
+            if self._node is not None:
+                self._node.begin_with(start[1][1])
             return start
         try:
-            redeemed, data = self._redeem(self._file.read())
-            redeemed.ticket.place()
+            redeemed, data = self._redeem()
+            self._place(redeemed.ticket)
         except BaseException:
             self._file.put_back()  # Whom we lead next is shown what is here, and so are we at a restart.
             raise
@@ -257,24 +268,29 @@ class TicketDumps(Generic[K]):
             self._dump.overtake()
         self.kv.swap(redeemed.kv, run=self._run_soon)
         logger.info("went on from snapshot %d, of %d bytes", redeemed.saved.index, redeemed.saved.size)
-        self._first_index = data[1][1]
-        self._run_soon(self._settle)
         return data
 
-    def _redeem(self, ticket: Ticket) -> tuple[Redeemed[K], Data]:
-        if ticket.index == self._first_index + 1:
-            raise SnapshotTemporarilyUnavailable(f"sent twice: the log begins with snapshot {ticket.index}")
-        redeemed = self._redeemer.redeem(ticket, CONFLICT_TIMEOUT_S if self._is_conflict(ticket) else 0.0)
+    def _redeem(self) -> tuple[Redeemed[K], Data]:
+        if self._node is None:
+            raise RuntimeError("these dumps do not know their node: attach them to it")
         try:
-            return redeemed, unpack_meta(redeemed.saved.meta, self._node_of)
-        except BaseException:
-            redeemed.discard()
+            ticket = self._file.read()
+        except TicketMalformed:
+            self._node.drop_uncommitted()
             raise
+        if not self._node.needs(ticket.index, ticket.term):
+            raise SnapshotTemporarilyUnavailable(f"late, or sent twice: entry {ticket.index} is here")
+        self._node.drop_uncommitted()
+        redeemed = self._redeemer.redeem(ticket)
+        return redeemed, unpack_meta(redeemed.saved.meta, self._node_of)
 
-    def _is_conflict(self, ticket: Ticket) -> bool:
-        """Whether our log goes on beyond the leader's snapshot, and so has what the leader has not."""
-        node = self._node()
-        return node is not None and self._first_index + node.getStatus()["log_len"] - 1 > ticket.index
+    def _prepare_received(self, saved: SavedSnapshot) -> PreparedTicket:
+        unpack_meta(saved.meta, self._node_of)  # Here an error has the time that a failure takes.
+        return self._saver.prepare(saved)
+
+    def _place(self, ticket: PreparedTicket) -> None:
+        ticket.place()
+        self._run_soon(partial(self._saver.settle, ticket.ticket.index))
 
     def _run_soon(self, task: Callable[[], None]) -> None:
         try:
@@ -282,44 +298,13 @@ class TicketDumps(Generic[K]):
         except RuntimeError:  # Closed before PySyncObj was: it does it itself.
             task()
 
-    # On the clock's background thread, one after the other.
-
-    def _save(self, dump: _Dump, meta: SnapshotMeta, pinned: Snapshot) -> None:
-        try:
-            with SnapshotStream(meta, pinned) as stream:
-                saved = self._saved(stream, dump.progress)
-            ticket = self._prepare(saved)
-        except BaseException as error:  # noqa: BLE001 - told by `check`.
-            dump.result.set_exception(error)
-        else:
-            dump.result.set_result((saved, ticket))
-
-    def _prepare(self, saved: SavedSnapshot) -> PreparedTicket:
-        return self._file.prepare(Ticket.for_saved(saved, self._url))
-
-    def _saved(self, stream: SnapshotStream, progress: Progress) -> SavedSnapshot:
-        index = stream.meta.index
-        try:
-            return self._directory.save_from(stream, stream.meta, progress=progress)
-        except SnapshotExists:
-            # Saved before a restart, or fetched: the same entry, so the same content.
-            if self._directory.set_aside(index, "it is in the way of a new one") is None:
-                return self._directory.confirm(index)
-        return self._directory.save_from(stream, stream.meta, progress=progress)
-
-    def _settle(self) -> None:
-        """After a change of the dump file: make it last, then let old snapshots go."""
-        try:
-            self._file.sync()
-            self._directory.purge(keep=self._keep)
-        except Exception:
-            logger.exception("old snapshots stay")
-
     def close(self) -> None:
         """End what is under way, and close the KV. After the SyncObj was destroyed; may come twice."""
         dump, self._dump = self._dump, None
         if dump is not None:
             dump.overtake()
+        if self._hold is not None:
+            self._hold.let_go()
         self._redeemer.close()
         if isinstance(self._clock, SystemClock) and self._owns_clock:
             self._owns_clock = False
@@ -328,6 +313,7 @@ class TicketDumps(Generic[K]):
             self._clock.close()
             if not done.wait(CLOSE_TIMEOUT_S):
                 logger.warning("a snapshot is being saved, and does not come to its end")
+        self._saver.close()
         self.kv.close()
 
     def __enter__(self) -> Self:
@@ -337,28 +323,4 @@ class TicketDumps(Generic[K]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<TicketDumps {self._file.path} log from {self._first_index} dump={self._dump}>"
-
-
-class _Dump:
-    """A dump of our own under way. `rests_until_s` is set when it has failed."""
-
-    def __init__(self) -> None:
-        self.result: Future[tuple[SavedSnapshot, PreparedTicket]] = Future()
-        self.progress = Progress()
-        self.overtaken = False
-        self.rests_until_s: float | None = None
-
-    def overtake(self) -> None:
-        """Never put it in place: the node has gone on from another snapshot meanwhile."""
-        self.overtaken = True
-        self.progress.cancel()
-
-
-def _nobody() -> None:
-    """Stand in for the node before it is attached."""
-
-
-def _drop_later(record: logging.LogRecord) -> bool:
-    """Whether PySyncObj may log this: "later" comes with each message of the leader, and is no failure."""
-    return not (record.exc_info and isinstance(record.exc_info[1], SnapshotTemporarilyUnavailable))
+        return f"<TicketDumps {self._file.path} dump={self._dump}>"

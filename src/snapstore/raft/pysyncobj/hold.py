@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 logger = logging.getLogger("snapstore.raft")
 
@@ -40,18 +40,16 @@ class CompactionHold:
         self._monotonic = monotonic
         self._held_s_max = held_s_max
         self._held_entries_max = held_entries_max
-        self._own_settings = (conf.logCompactionMinEntries, conf.logCompactionMinTime)
-        self._held = False
+        # While the log is held: each setting as it was, and as it was set.
+        self._raised: dict[str, tuple[float, float]] = {}
         self._members: dict[str, _Member] = {}
 
-    def update(self, node: Any, first_index: int) -> None:
-        """Look at the members of `node`, whose log begins with `first_index`, and hold or let go.
+    def update(self, status: Mapping[str, Any], first_index: int) -> None:
+        """Look at the members of the node with this status, and hold or let go; it is empty but for a leader.
 
-        For each tick: some microseconds.
+        Its log begins with `first_index`. For each tick: some microseconds.
         """
         now_s = self._monotonic()
-        # `_isLeader` has its underscore from long ago; it is in PySyncObj's manual.
-        status = node.getStatus() if node._isLeader() else {}
         matches = {
             who: index
             for name, index in status.items()
@@ -72,14 +70,27 @@ class CompactionHold:
         self._set([who for who, member in self._members.items() if now_s < member.until_s])
 
     def _set(self, waited_for: list[str]) -> None:
-        if bool(waited_for) == self._held:
+        if bool(waited_for) == bool(self._raised):
             return
-        self._held = bool(waited_for)
-        entries, time_s = self._own_settings
-        if self._held:
-            entries, time_s = max(entries, self._held_entries_max), max(time_s, self._held_s_max)
+        if waited_for:
             logger.info("the log is kept for %s", ", ".join(waited_for))
-        self._conf.logCompactionMinEntries, self._conf.logCompactionMinTime = entries, time_s
+            limits = {
+                "logCompactionMinEntries": self._held_entries_max,
+                "logCompactionMinTime": self._held_s_max,
+            }
+            for name, limit in limits.items():
+                own = getattr(self._conf, name)
+                self._raised[name] = (own, max(own, limit))
+                setattr(self._conf, name, max(own, limit))
+        else:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Give the conf its own settings back; what was changed meanwhile stays as it was changed."""
+        for name, (own, raised) in self._raised.items():
+            if getattr(self._conf, name) == raised:
+                setattr(self._conf, name, own)
+        self._raised.clear()
 
 
 class _Member:

@@ -3,8 +3,8 @@
 It must not know PySyncObj, nor what becomes of the KV. One ticket at a time is wanted, the last one that
 was shown: a leader that shows another one has no use for what came before.
 
-Plan: a *redemption* is a thread that tries until it has the KV or nobody wants it any more, and a
-Future that says how far it is: pending, running while it is handed over, done.
+Plan: a *redemption* is a thread that tries until it has the KV, and keeps it until it is taken. When
+nobody wants it any more, the same thread closes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -61,9 +60,10 @@ class Redeemed(Generic[K]):
 
 
 class Redeemer(Generic[K]):
-    """Redeems tickets, the last one shown. For one thread.
+    """Redeems tickets, the last one shown. For one thread, and nothing here waits but `close`.
 
-    `prepare(saved)` writes the ticket of our own for what was saved.
+    `prepare(saved)` writes the ticket of our own for what was saved; what it raises is a failure of the
+    attempt.
     """
 
     def __init__(
@@ -84,54 +84,67 @@ class Redeemer(Generic[K]):
         self._workers = workers
         self._current: _Redemption[K] | None = None
 
-    def redeem(self, ticket: Ticket, timeout_s: float = 0.0) -> Redeemed[K]:
+    def redeem(self, ticket: Ticket) -> Redeemed[K]:
         """Return what `ticket` is for; SnapshotTemporarilyUnavailable while it is on its way.
 
         The first call for a ticket begins with it, and gives up any other. What is returned belongs to
-        the caller. Waits for it up to `timeout_s` seconds.
+        the caller. Raises what the workers raise where they have no thread.
         """
-        current = self._current
-        if current is None or current.ticket != ticket:
-            if current is not None:
-                logger.info("%r is given up: there is another ticket", current)
-                current.end()
-            current = self._current = _Redemption(ticket)
-            self._workers.submit(self._run, current)
-        try:
-            redeemed = current.result.result(timeout_s)
-        except TimeoutError:
-            raise SnapshotTemporarilyUnavailable(f"{current!r} is on its way") from None
+        if self._current is None or self._current.ticket != ticket:
+            self._give_up("there is another ticket")
+            begun = _Redemption[K](ticket)
+            self._workers.submit(self._run, begun)
+            self._current = begun
+        redeemed = self._current.take()
+        if redeemed is None:
+            raise SnapshotTemporarilyUnavailable(f"{self._current!r} is on its way")
         self._current = None
         return redeemed
 
+    def forget_up_to(self, index: int) -> None:
+        """Give up what is for `index` or before: the node has come there without it."""
+        if self._current is not None and self._current.ticket.index <= index:
+            self._give_up("it is not needed any more")
+
     def close(self) -> None:
         """Give up what is under way, and wait until its thread has let go. May come twice."""
+        current = self._give_up("the node ends")
+        if current is not None and not current.ended.wait(CLOSE_TIMEOUT_S):
+            logger.warning("%r does not come to its end", current)
+
+    def _give_up(self, why: str) -> _Redemption[K] | None:
         current, self._current = self._current, None
         if current is not None:
-            current.end()
-            if not current.ended.wait(CLOSE_TIMEOUT_S):
-                logger.warning("%r does not come to its end", current)
+            logger.info("%r is given up: %s", current, why)
+            current.give_up()
+        return current
 
     # On a thread of its own.
 
     def _run(self, redemption: _Redemption[K]) -> None:
-        failures = 0
         try:
-            while not redemption.unwanted.is_set():
-                redemption.progress = Progress()
-                try:
-                    redeemed = self._obtain(redemption)
-                except Exception as error:  # noqa: BLE001 - whatever it is, raft asks for this ticket again.
-                    failures = 1 if redemption.progress.bytes else failures + 1
-                    delay_s = self._retry.delay_s(failures, advice_of(error))
-                    if not redemption.unwanted.is_set():
-                        logger.warning("%r goes on in %.1f s: %s", redemption, delay_s, error)
-                    redemption.unwanted.wait(delay_s)
-                else:
-                    redemption.hand_over(redeemed)
-                    return
+            redeemed = self._redeemed(redemption)
+            if redeemed is not None:
+                redemption.hand_over(redeemed)
         finally:
             redemption.ended.set()
+
+    def _redeemed(self, redemption: _Redemption[K]) -> Redeemed[K] | None:
+        """What the ticket is for, however often it takes; None when nobody wants it any more."""
+        failures = 0
+        while not redemption.over.is_set():
+            redemption.progress = Progress()
+            if redemption.over.is_set():  # Since before the progress was there to be cancelled.
+                break
+            try:
+                return self._obtain(redemption)
+            except Exception as error:  # noqa: BLE001 - whatever it is, raft asks for this ticket again.
+                failures = 1 if redemption.progress.bytes else failures + 1
+                delay_s = self._retry.delay_s(failures, advice_of(error))
+                if not redemption.over.is_set():
+                    logger.warning("%r goes on in %.1f s: %s", redemption, delay_s, error)
+                redemption.over.wait(delay_s)
+        return None
 
     def _obtain(self, redemption: _Redemption[K]) -> Redeemed[K]:
         ticket = redemption.ticket
@@ -161,28 +174,35 @@ class Redeemer(Generic[K]):
 
 
 class _Redemption(Generic[K]):
-    """One ticket on its way. `unwanted` and `ended` go from not set to set."""
+    """One ticket on its way. `over` is set when what it is for was taken, or is not wanted any more."""
 
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
-        self.result: Future[Redeemed[K]] = Future()
         self.progress = Progress()
-        self.unwanted = threading.Event()
+        self.over = threading.Event()
         self.ended = threading.Event()
+        self._redeemed: Redeemed[K] | None = None
+        self._taken = False
 
     def hand_over(self, redeemed: Redeemed[K]) -> None:
-        """Give the KV to whoever asks for it, or close it where nobody will."""
-        if self.result.set_running_or_notify_cancel():
-            self.result.set_result(redeemed)
-        else:
+        """Give the KV to whoever asks for it, or close it when nobody will: that may take long."""
+        self._redeemed = redeemed
+        self.over.wait()
+        if not self._taken:
             redeemed.discard()
 
-    def end(self) -> None:
-        """Say that nobody wants it any more; a KV that is there already is closed."""
-        self.unwanted.set()
+    def take(self) -> Redeemed[K] | None:
+        """Return what is there, which is then the caller's; None as long as nothing is."""
+        redeemed = self._redeemed
+        if redeemed is not None:
+            self._taken = True
+            self.over.set()
+        return redeemed
+
+    def give_up(self) -> None:
+        """Say that nobody wants it any more."""
+        self.over.set()
         self.progress.cancel()
-        if not self.result.cancel():
-            self.result.result().discard()
 
     def __repr__(self) -> str:
         ticket = self.ticket

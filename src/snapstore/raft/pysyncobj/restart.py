@@ -3,13 +3,14 @@
 Decides once, before PySyncObj runs, and makes the dump file agree. Afterwards PySyncObj loads that
 dump and applies its journal on top, which it keeps only where it begins at the same entry.
 
-    the dump file has       and its snapshot is          then
+    the dump file has        and its snapshot is         then
     nothing                                              begin empty
-    a ticket                here, and verifies           that one
-    our own                 gone or broken               a peer's, not older than that; none:
+    our own last ticket      here, and verifies          that one
+                             gone or broken              a peer's, not older than that; none:
                                                          SnapshotNotFound, for a person to decide
-    a leader's, or rubbish  not here: on its way, lost   our own last ticket's, as above; there never
-                                                         was one: begin empty, as the log does
+    a leader's, for later    here, and verifies          that one
+    a leader's, or rubbish   anything else: on its way,  our own last ticket's, as above; there never
+                             lost, or long behind us     was one: begin empty, as the log does
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ def open_start(
     stored = None
     try:
         ticket = dump_file.read()
-        if ticket != own:
-            stored = _open_sound(directory, ticket.index)
+        if own is None or ticket.index > own.index:
+            stored = _open_sound(directory, ticket.index, ticket.term)
     except TicketMalformed as error:
         logger.warning("%s: %s", dump_file.path, error)
     if stored is None and own is not None:
-        stored = _open_sound(directory, own.index) or _open_from_peers(own.index, directory, client, peers)
+        stored = _open_sound(directory, own.index, own.term) or _open_from_peers(
+            own.index, directory, client, peers
+        )
     if stored is None:
         dump_file.remove()
         return None
@@ -63,14 +66,19 @@ def open_start(
     return stored
 
 
-def _open_sound(directory: SnapshotDir, index: int) -> StoredSnapshot | None:
+def _open_sound(directory: SnapshotDir, index: int, term: int) -> StoredSnapshot | None:
     try:
-        return directory.open(index)
+        stored = directory.open(index)
     except SnapshotNotFound:
         return None
     except SnapshotCorrupt as error:
         logger.warning("the snapshot behind the dump is broken: %s", error)
         return None
+    if stored.meta.term == term:
+        return stored
+    stored.close()
+    logger.warning("%s is of term %d, the ticket of term %d", stored.path, stored.meta.term, term)
+    return None
 
 
 def _open_from_peers(
