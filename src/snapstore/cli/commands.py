@@ -94,6 +94,10 @@ def _etcd_id(text: str) -> int:
     return parse_id(text)
 
 
+def _index_or_newest(text: str) -> int | None:
+    return None if text == "newest" else parse_index(text)
+
+
 _DIR = _argument("dir", metavar="DIR", help="a directory of snapshots")
 _TO_DIR = _argument("--dir", metavar="DIR", required=True, help="a directory of snapshots; made if missing")
 _INDEX = _argument("index", metavar="INDEX", type=parse_index, help="raft's index, decimal or 0x...")
@@ -136,6 +140,15 @@ _FROM_ETCD = (
     _argument("--password-file", metavar="FILE", help="of etcd: the password, on one line"),
 )
 
+_ARCHIVE = (
+    _argument("url", metavar="URL", help="s3://BUCKET/PREFIX, or file:///PATH where one is mounted"),
+    _argument("--endpoint", metavar="URL", help="http[s]://HOST:PORT of a server that speaks S3, if not AWS"),
+)
+_ARCHIVE_DETAILS = (
+    "Credentials and the region are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION. "
+    "After a break do it again: what was done stays done."
+)
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         "demo",
@@ -165,7 +178,15 @@ COMMANDS: tuple[Command, ...] = (
             _AT_TERM,
         ),
     ),
-    Command("ls", "list the snapshots of a directory", "stored:ls", (_DIR,)),
+    Command(
+        "ls",
+        "list the snapshots of a directory, or of an archive",
+        "archive:ls",
+        (
+            _argument("dir", metavar="DIR", help="a directory of snapshots, or s3://BUCKET/PREFIX"),
+            _ARCHIVE[1],
+        ),
+    ),
     Command(
         "verify",
         "read snapshots and compare them with their digests",
@@ -257,6 +278,39 @@ COMMANDS: tuple[Command, ...] = (
         "etcd gives its database as it is now, and its revision becomes the index. The file is what "
         "`etcdctl snapshot save` writes, and what `snapstore restore` makes of it is what `etcdctl snapshot "
         "restore` takes.",
+    ),
+    Command(
+        "push",
+        "put a snapshot into an archive, from which a lost cluster comes back",
+        "archive:push",
+        (
+            _DIR,
+            _argument(
+                "index",
+                metavar="INDEX",
+                type=_index_or_newest,
+                help="raft's index, decimal or 0x..., or newest",
+            ),
+            *_ARCHIVE,
+            _argument(
+                "--keep",
+                metavar="N",
+                type=parse_count,
+                help="then remove all but the N newest of the archive",
+            ),
+        ),
+        _ARCHIVE_DETAILS,
+    ),
+    Command(
+        "pull",
+        "take a snapshot out of an archive, verified",
+        "archive:pull",
+        (
+            *_ARCHIVE,
+            _argument("index", metavar="INDEX", nargs="?", type=parse_index, help="default: the newest"),
+            _TO_DIR,
+        ),
+        _ARCHIVE_DETAILS,
     ),
     Command(
         "completion",
