@@ -21,6 +21,7 @@ LAYERS = (
     ("shelf", "directory"),
     ("store", "transport", "testing"),
     ("raft", "etcd", "archive"),
+    ("doctor",),
     ("cli", "__main__"),
 )
 #: Neither knows the other, though the layers would allow it.

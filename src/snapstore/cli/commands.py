@@ -216,6 +216,24 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "doctor",
+        "say what is wrong with a directory, or with the disk below it, and what to change",
+        "doctor:doctor",
+        (
+            _DIR,
+            _argument("--fix", action="store_true", help="remove what dead savers left, as a node does"),
+            _argument("--read", action="store_true", help="read every byte of every snapshot, too"),
+        ),
+        "A node may be at work in DIR. Without --fix nothing there is changed. To see how fast the disk is, 64 "
+        "MiB are written to a file without a name, which is gone at the end, after a kill, too.",
+    ),
+    Command(
+        "explain",
+        "say all that is known of a snapshot",
+        "doctor:explain",
+        (_DIR, _INDEX, _argument("--read", action="store_true", help="read every byte of it, too")),
+    ),
+    Command(
         "serve",
         "take and give snapshots over HTTP",
         "peers:serve",
