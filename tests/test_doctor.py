@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
+from looked_at import fingerprint, held, looked
 from nodes import CONTENT, UNIT
 from processes import Process
 from residue import names
@@ -23,40 +19,13 @@ from snapstore import disk, reception
 from snapstore.broken import broken_manifest_name, broken_name
 from snapstore.directory import SnapshotDir
 from snapstore.doctor import Level, examine, treat
-from snapstore.doctor.contents import STRANGERS_SHOWN_MAX, look_into
+from snapstore.doctor.contents import STRANGERS_SHOWN_MAX
 from snapstore.doctor.leftovers import JUST_MADE_S
 from snapstore.errors import SnapshotCorrupt
 from snapstore.meta import SnapshotMeta
 from snapstore.poison import leave_marker
 
-DAY_S = reception.PARTIAL_AGE_MAX_S
-
-#: How long ago each file of a partial may have been written.
-AGES_S = {"young": 60.0, "younger": 30.0, "stale": DAY_S + 60.0}
-
 WAIT_S = 30.0
-
-
-def fingerprint(path):
-    """All that can change in a directory, of it and of each name in it, but for the times of reading."""
-    found = {}
-    for name in (".", *names(path)):
-        status = os.lstat(path / name)
-        regular = not (path / name).is_dir() and not (path / name).is_symlink()
-        content = (path / name).read_bytes() if regular else b""
-        found[name] = (
-            status.st_ino, status.st_mode, status.st_nlink, status.st_uid, status.st_gid, status.st_size,
-            status.st_mtime_ns, status.st_ctime_ns, content,
-        )  # fmt: skip
-    return found
-
-
-@contextlib.contextmanager
-def held(path):
-    """A saver lives that has this file."""
-    with open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture
@@ -67,15 +36,6 @@ def path(tmp_path):
         directory.save_from(CONTENT, SnapshotMeta(7, 3))
         directory.save_from(CONTENT, 8)
     return path
-
-
-def looked(path, **options):
-    """Only what lies there: no call is tried, nothing measured."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        return look_into(fd, path, now_s=time.time(), **options)
-    finally:
-        os.close(fd)
 
 
 def found_in(examination, subject):
@@ -322,90 +282,6 @@ def test_what_came_while_all_that_was_there_went_is_looked_at(path, monkeypatch)
 
         patched.setattr(disk, "snapshot_indexes", list_and_be_overtaken)
         assert [found.saved.index for found in looked(path).stored] == [9]
-
-
-#: What may lie under an index, as what makes it; each is drawn or not, on its own.
-KINDS = ("sound", "bare", "manifest", "temp", "held temp", "broken", "part", "held part", "note")
-
-
-@st.composite
-def litter(draw):
-    """What lies in a directory: a kind, an index, and what else is drawn of it."""
-    return [
-        (kind, index, draw(st.sampled_from([0, 4])), draw(st.sampled_from(sorted(AGES_S))))
-        for index in range(4)
-        for kind in KINDS
-        if draw(st.integers(0, 2)) == 0
-    ]
-
-
-def names_of(kind, index):
-    return {
-        "sound": (disk.snapshot_name(index), disk.manifest_name(index)),
-        "bare": (disk.snapshot_name(index),),
-        "manifest": (disk.manifest_name(index),),
-        "temp": (disk.temp_name(index),),
-        "held temp": (disk.temp_name(index),),
-        "broken": (broken_name(index, index + 1), broken_manifest_name(index, index + 1)),
-        "part": (reception.partial_name(index),),
-        "held part": (reception.partial_name(index),),
-        "note": (reception.note_name(index),),
-    }[kind]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Sound snapshots to copy from."""
-    path = tmp_path_factory.mktemp("models") / "snap"
-    with SnapshotDir(path) as directory:
-        for index in range(4):
-            directory.save_from(b"sound", index)
-    return path
-
-
-def strew(path, models, drawn, stack):
-    """Put it all there; what is there already stays."""
-    for kind, index, size, age in drawn:
-        for name in names_of(kind, index):
-            if (path / name).exists():
-                continue
-            if kind == "sound":
-                shutil.copy(models / name, path / name)
-            else:
-                (path / name).write_bytes(bytes(size))
-            then_s = time.time() - AGES_S[age]
-            os.utime(path / name, (then_s, then_s))
-            if kind.startswith("held"):
-                stack.enter_context(held(path / name))
-
-
-def noted(index, size, age):
-    return [("part", index, size, age), ("note", index, 4, age)]
-
-
-@settings(max_examples=150, deadline=None)
-@given(litter())
-@example([*noted(0, 4, "young"), *noted(1, 4, "younger"), *noted(2, 4, "young")])
-@example([*noted(0, 4, "young"), *noted(1, 0, "younger"), *noted(2, 0, "younger"), *noted(3, 4, "young")])
-@example([*noted(0, 4, "young"), ("held part", 1, 4, "younger"), *noted(2, 4, "younger")])
-def test_fixing_removes_exactly_what_was_told_to_be_left_over(models, drawn):
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        path = Path(scratch) / "snap"
-        path.mkdir(mode=0o700)
-        (path / "stranger").write_bytes(b"not ours")
-        strew(path, models, drawn, stack)
-        before = fingerprint(path)
-        told = [left for left in looked(path).leftovers if left.why]
-        assert fingerprint(path) == before
-        treatment = treat(path)
-        assert treatment.refused is None
-        expected = {left.name for left in told} | {left.note for left in told if left.note}
-        assert set(treatment.removed) == expected
-        after = fingerprint(path)
-        del before["."], after["."]
-        assert after == {name: found for name, found in before.items() if name not in expected}
-        assert not [name for name in expected if name.endswith(".db") or ".broken-" in name]
-        assert [left for left in looked(path).leftovers if left.why] == []
 
 
 def test_a_look_that_is_killed_anywhere_leaves_nothing(path):
