@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from archive_places import CONTENT, PARTS, archive_on, archived, stored
-from archive_server import ArchiveServer, gets, part_puts
+from archive_server import ArchiveServer, gets, obstore, part_puts
 from command_line import END_S_MAX, spawn
 from nodes import stored_names
 from snapstore._fastpipe import Progress
@@ -18,6 +18,7 @@ from snapstore.archive.layout import PART_SIZE_DEFAULT, PART_SIZE_MIN, inventory
 from snapstore.cli import ExitCode
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected, PeerUnreachable, PipeClosed, TransportError
+from snapstore.reception import partial_name
 
 
 @pytest.fixture
@@ -153,6 +154,33 @@ def test_a_pull_goes_on_behind_what_was_verified(tmp_path, target, at_once, faul
         asked = [name for name in gets(server.requests) if name.startswith("part-")]
     # What was in the pipe when the line broke is lost, and it holds less than a part.
     assert asked in (PARTS[2:], PARTS[3:])
+
+
+def test_what_rotted_between_two_pulls_is_asked_for_again(tmp_path, target, at_once):
+    with archived(tmp_path / "d") as server:
+        server.fault = failing("cut", method="GET", name="part-00003")
+        with pytest.raises(PeerUnreachable):
+            archive_on(server).pull(7, target)
+        with open(target.path / partial_name(7), "r+b") as file:
+            file.write(bytes([CONTENT[0] ^ 1]))
+        server.fault = lambda request: None
+        server.forget()
+        assert archive_on(server).pull(7, target).path.read_bytes() == CONTENT
+        assert "part-00000" in gets(server.requests)
+
+
+def test_a_part_that_arrived_short_is_sent_again(server, tmp_path, target, at_once):
+    server.fault = failing("cut", method="PUT", name="part-00003")
+    with stored(tmp_path / "d") as snapshot:
+        with pytest.raises(PeerUnreachable):
+            archive_on(server).push(snapshot)
+        first, *_ = server.names()
+        obstore.put(server.objects, first, CONTENT[: PART_SIZE_MIN - 1])
+        server.fault = lambda request: None
+        server.forget()
+        archive_on(server).push(snapshot)
+    assert part_puts(server.requests) == [PARTS[0], *PARTS[3:]]
+    assert archive_on(server).pull(7, target).path.read_bytes() == CONTENT
 
 
 def held(server, name):
