@@ -20,7 +20,8 @@ LAYERS = (
     ("broken", "poison", "retention", "reception"),
     ("shelf", "directory"),
     ("store", "transport", "testing"),
-    ("raft", "etcd"),
+    ("raft", "etcd", "archive"),
+    ("doctor",),
     ("cli", "__main__"),
 )
 #: Neither knows the other, though the layers would allow it.
@@ -84,9 +85,17 @@ def test_importing_the_package_pulls_in_no_store_and_no_extra():
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=unmeasured()
     ).stdout.split()
-    assert not {"lmdb", "sqlite3", "h11", "rich", "shtab", "prometheus_client", "google", "grpc"} & set(
-        loaded
-    )
+    assert not {
+        "lmdb",
+        "sqlite3",
+        "h11",
+        "rich",
+        "shtab",
+        "prometheus_client",
+        "google",
+        "grpc",
+        "obstore",
+    } & set(loaded)
 
 
 def test_the_transport_opens_no_door_before_it_is_asked_to():

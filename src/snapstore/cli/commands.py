@@ -107,6 +107,10 @@ def _node_count(text: str) -> int:
     return count
 
 
+def _index_or_newest(text: str) -> int | None:
+    return None if text == "newest" else parse_index(text)
+
+
 _DIR = _argument("dir", metavar="DIR", help="a directory of snapshots")
 _TO_DIR = _argument("--dir", metavar="DIR", required=True, help="a directory of snapshots; made if missing")
 _INDEX = _argument("index", metavar="INDEX", type=parse_index, help="raft's index, decimal or 0x...")
@@ -147,6 +151,15 @@ _FROM_ETCD = (
         "$ETCDCTL_PASSWORD, or is asked for",
     ),
     _argument("--password-file", metavar="FILE", help="of etcd: the password, on one line"),
+)
+
+_ARCHIVE = (
+    _argument("url", metavar="URL", help="s3://BUCKET/PREFIX, or file:///PATH where one is mounted"),
+    _argument("--endpoint", metavar="URL", help="http[s]://HOST:PORT of a server that speaks S3, if not AWS"),
+)
+_ARCHIVE_DETAILS = (
+    "Credentials and the region are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION. "
+    "After a break do it again: what was done stays done."
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -198,7 +211,15 @@ COMMANDS: tuple[Command, ...] = (
             _AT_TERM,
         ),
     ),
-    Command("ls", "list the snapshots of a directory", "stored:ls", (_DIR,)),
+    Command(
+        "ls",
+        "list the snapshots of a directory, or of an archive",
+        "archive:ls",
+        (
+            _argument("dir", metavar="DIR", help="a directory of snapshots, or s3://BUCKET/PREFIX"),
+            _ARCHIVE[1],
+        ),
+    ),
     Command(
         "verify",
         "read snapshots and compare them with their digests",
@@ -226,6 +247,24 @@ COMMANDS: tuple[Command, ...] = (
             _DIR,
             _argument("--keep", metavar="N", type=parse_count, required=True, help="how many stay"),
         ),
+    ),
+    Command(
+        "doctor",
+        "say what is wrong with a directory, or with the disk below it, and what to change",
+        "doctor:doctor",
+        (
+            _DIR,
+            _argument("--fix", action="store_true", help="remove what dead savers left, as a node does"),
+            _argument("--read", action="store_true", help="read every byte of every snapshot, too"),
+        ),
+        "A node may be at work in DIR. Without --fix nothing there is changed. To see how fast the disk is, 64 "
+        "MiB are written to a file without a name, which is gone at the end, after a kill, too.",
+    ),
+    Command(
+        "explain",
+        "say all that is known of a snapshot",
+        "doctor:explain",
+        (_DIR, _INDEX, _argument("--read", action="store_true", help="read every byte of it, too")),
     ),
     Command(
         "serve",
@@ -290,6 +329,39 @@ COMMANDS: tuple[Command, ...] = (
         "etcd gives its database as it is now, and its revision becomes the index. The file is what "
         "`etcdctl snapshot save` writes, and what `snapstore restore` makes of it is what `etcdctl snapshot "
         "restore` takes.",
+    ),
+    Command(
+        "push",
+        "put a snapshot into an archive, from which a lost cluster comes back",
+        "archive:push",
+        (
+            _DIR,
+            _argument(
+                "index",
+                metavar="INDEX",
+                type=_index_or_newest,
+                help="raft's index, decimal or 0x..., or newest",
+            ),
+            *_ARCHIVE,
+            _argument(
+                "--keep",
+                metavar="N",
+                type=parse_count,
+                help="then remove all but the N newest of the archive",
+            ),
+        ),
+        _ARCHIVE_DETAILS,
+    ),
+    Command(
+        "pull",
+        "take a snapshot out of an archive, verified",
+        "archive:pull",
+        (
+            *_ARCHIVE,
+            _argument("index", metavar="INDEX", nargs="?", type=parse_index, help="default: the newest"),
+            _TO_DIR,
+        ),
+        _ARCHIVE_DETAILS,
     ),
     Command(
         "completion",

@@ -1,0 +1,42 @@
+"""A directory that is looked at: by the doctor alone, and by a test that wants to see every change."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+
+from residue import names
+from snapstore.doctor.contents import look_into
+
+
+def fingerprint(path):
+    """All that can change in a directory, of it and of each name in it, but for the times of reading."""
+    found = {}
+    for name in (".", *names(path)):
+        status = os.lstat(path / name)
+        regular = not (path / name).is_dir() and not (path / name).is_symlink()
+        content = (path / name).read_bytes() if regular else b""
+        found[name] = (
+            status.st_ino, status.st_mode, status.st_nlink, status.st_uid, status.st_gid, status.st_size,
+            status.st_mtime_ns, status.st_ctime_ns, content,
+        )  # fmt: skip
+    return found
+
+
+@contextlib.contextmanager
+def held(path):
+    """A saver lives that has this file."""
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def looked(path, **options):
+    """Only what lies there: no call is tried, nothing measured."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return look_into(fd, path, now_s=time.time(), **options)
+    finally:
+        os.close(fd)

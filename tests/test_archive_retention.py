@@ -1,0 +1,97 @@
+"""What an archive gives up, in which order, and what it never does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from archive_places import archive_on, stored
+from archive_server import ArchiveServer, obstore
+from snapstore.archive import bucket, retention
+from snapstore.archive.layout import PART_SIZE_MIN, inventory_name
+from snapstore.errors import PeerUnreachable
+
+DAY_S = 24 * 3600
+
+
+@pytest.fixture
+def server(tmp_path):
+    """One that has the snapshots 7, 8 and 9, of two parts each."""
+    with ArchiveServer() as server:
+        for index in (7, 8, 9):
+            with stored(tmp_path / str(index), bytes([index]) * (PART_SIZE_MIN + 1), index) as snapshot:
+                archive_on(server).push(snapshot)
+        server.forget()
+        yield server
+
+
+def indexes(server):
+    return [found.index for found in archive_on(server).list()]
+
+
+def purge_at(server, now_s, keep=9):
+    sound = indexes(server)
+    place = bucket.Bucket(server.objects, "here")
+    return asyncio.run(retention.purge(place, sound, keep, now_s))
+
+
+def test_the_oldest_go_with_their_parts(server):
+    assert archive_on(server).purge(keep=2) == [7]
+    assert indexes(server) == [8, 9]
+    assert not [name for name in server.names() if name.startswith(f"{7:016x}")]
+    assert archive_on(server).purge(keep=2) == []
+    assert archive_on(server).purge(keep=1) == [8]
+    assert len(server.names()) == 3
+
+
+@pytest.mark.parametrize("keep", [3, 4])
+def test_where_there_are_no_more_nothing_goes(server, keep):
+    before = server.names()
+    assert archive_on(server).purge(keep=keep) == []
+    assert server.names() == before
+
+
+def test_the_inventory_goes_before_the_parts(server, monkeypatch):
+    monkeypatch.setattr(bucket, "RETRIES_MAX", 0)
+    left = ["let the first removal pass"]
+    server.fault = lambda request: "cut" if request.method == "POST" and not (left and left.pop()) else None
+    with pytest.raises(PeerUnreachable):
+        archive_on(server).purge(keep=2)
+    server.fault = lambda request: None
+    assert indexes(server) == [8, 9]
+    assert len([name for name in server.names() if name.startswith(f"{7:016x}/")]) == 2
+
+
+def test_a_broken_one_does_not_count_as_kept(server):
+    obstore.put(server.objects, inventory_name(9), b"broken")
+    assert archive_on(server).purge(keep=2) == []
+    assert archive_on(server).purge(keep=1) == [7]
+    assert indexes(server) == [8, 9]
+
+
+def test_parts_that_nobody_finished_go_after_a_day_and_not_before(server):
+    obstore.delete(server.objects, inventory_name(8))
+    before = server.names()
+    purge_at(server, time.time())
+    purge_at(server, time.time() + DAY_S - 600)
+    assert server.names() == before
+    purge_at(server, time.time() + DAY_S + 600)
+    assert server.names() == [name for name in before if not name.startswith(f"{8:016x}")]
+    assert indexes(server) == [7, 9]
+
+
+def test_one_fresh_part_keeps_the_older_ones_of_its_push(server):
+    obstore.delete(server.objects, inventory_name(8))
+    changed = max(found["last_modified"] for found in obstore.list(server.objects, f"{8:016x}").collect())
+    before = server.names()
+    purge_at(server, changed.timestamp() + DAY_S - 0.5)
+    assert server.names() == before
+
+
+@pytest.mark.parametrize("keep", [0, -1, True, 1.5, None])
+def test_keep_is_a_number_and_never_none(server, keep):
+    with pytest.raises(ValueError, match="keep must be 1 or more"):
+        archive_on(server).purge(keep=keep)
+    assert server.requests == []
