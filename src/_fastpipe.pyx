@@ -5,6 +5,7 @@ It knows no policy, no paths and no words: Python decides, once per snapshot, an
 act on all of its bytes in one call. Reading order, each knowing only those above it:
 
     pulse      time, signals, cancellation in every wait
+    throttle   how many bytes a second all who share it may move
     ring       slots that change owner
     lmdb_*     which pages of an LMDB file hold what, and what in them is unused
     image      a file's bytes with patches, readable at random
@@ -27,7 +28,7 @@ from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset, strerror
 from posix.fcntl cimport (F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_ACCMODE, O_CLOEXEC, O_CREAT, O_DIRECTORY,
                           O_EXCL, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY, fcntl)
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
 from posix.types cimport off_t
 from posix.unistd cimport close, fsync, ftruncate, getpid, pread, pwrite, read, write
 
@@ -193,6 +194,7 @@ cdef int check_chunking(chunk_size, chunks) except -1:
 
 
 include "snapstore/_native/pulse.pxi"
+include "snapstore/_native/throttle.pxi"
 include "snapstore/_native/ring.pxi"
 include "snapstore/_native/lmdb_pages.pxi"
 include "snapstore/_native/lmdb_walk.pxi"
@@ -202,6 +204,7 @@ include "snapstore/_native/source.pxi"
 include "snapstore/_native/transfer.pxi"
 include "snapstore/_native/disk.pxi"
 include "snapstore/_native/publish.pxi"
+include "snapstore/_native/throttle_face.pxi"
 include "snapstore/_native/transfer_faces.pxi"
 include "snapstore/_native/pipe_faces.pxi"
 include "snapstore/_native/image_face.pxi"

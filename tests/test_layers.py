@@ -16,7 +16,7 @@ ROOT = Path(snapstore.__file__).parent
 LAYERS = (
     ("errors", "meta", "protocols", "outcomes"),
     ("clock", "disk", "wire", "_fastpipe", "manifest"),
-    ("kv", "stream", "source", "stored", "share", "capture"),
+    ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
     ("shelf", "directory"),
     ("store", "transport", "testing"),

@@ -13,6 +13,7 @@ if sys.platform != "linux":
         "on which its promise of durable saves rests, have no twin here"
     )
 
+from snapstore._fastpipe import Throttle
 from snapstore.capture import CaptureQueue
 from snapstore.directory import SnapshotDir
 from snapstore.errors import (
@@ -37,6 +38,7 @@ from snapstore.errors import (
     TransportError,
 )
 from snapstore.meta import ConfState, SnapshotMeta
+from snapstore.pacing import Pacer
 from snapstore.store import SnapshotStore
 from snapstore.stored import SavedSnapshot, StoredSnapshot
 from snapstore.stream import SnapshotStream
@@ -50,6 +52,7 @@ __all__ = [
     "DirectoryPoisoned",
     "ForkedProcess",
     "MissingExtra",
+    "Pacer",
     "PeerRejected",
     "PeerUnreachable",
     "PipeClosed",
@@ -70,5 +73,6 @@ __all__ = [
     "SnapstoreError",
     "StoreClosed",
     "StoredSnapshot",
+    "Throttle",
     "TransportError",
 ]

@@ -39,6 +39,20 @@ class Progress:
     def cancelled(self) -> bool: ...
     def cancel(self) -> None: ...
 
+RATE_LIMIT_MIN: int
+
+@final
+class Throttle:
+    def __init__(self, rate: int | None = None, *, share_min: int = ...) -> None: ...
+    @property
+    def rate(self) -> int | None: ...
+    @rate.setter
+    def rate(self, rate: int | None) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def waited_s(self) -> float: ...
+
 @final
 class Image:
     def __init__(
@@ -147,6 +161,8 @@ class _SaveOptions(TypedDict, total=False):
     progress: Progress | None
     idle_timeout_s: float | None
     rate_min: float
+    throttle: Throttle | None
+    urgent: bool
 
 def send(
     source: CoreSource,
@@ -159,6 +175,8 @@ def send(
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
     rate_min: float = 0,
+    throttle: Throttle | None = None,
+    urgent: bool = True,
 ) -> int: ...
 def send_frames(
     source: CoreSource,
@@ -171,6 +189,8 @@ def send_frames(
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
     rate_min: float = 0,
+    throttle: Throttle | None = None,
+    urgent: bool = True,
 ) -> Copied: ...
 def save(
     source: CoreSource,
@@ -187,6 +207,8 @@ def save(
     progress: Progress | None = None,
     idle_timeout_s: float | None = None,
     rate_min: float = 0,
+    throttle: Throttle | None = None,
+    urgent: bool = True,
 ) -> Copied: ...
 def digest(source: CoreSource, **options: Unpack[_SaveOptions]) -> Copied: ...
 

@@ -254,7 +254,9 @@ cdef int frame_bytes(FrameState* frame, char* buffer, uint64_t length, uint32_t*
     digest[0] = 0
     while done < length:
         piece = min(length - done, <uint64_t>PIECE_SIZE)
-        code = body_read_all(frame.body, buffer + done, piece, pulse)
+        code = pace_in(pulse, piece)
+        if code == 0:
+            code = body_read_all(frame.body, buffer + done, piece, pulse)
         if code:
             return code
         digest[0] = crc32c_of(digest[0], buffer + done, piece)

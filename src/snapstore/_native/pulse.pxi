@@ -29,6 +29,8 @@ cdef struct ProgressState:
     uint64_t bytes
     int cancelled
 
+cdef struct ThrottleState        # throttle.pxi has it
+
 cdef struct Pulse:
     int64_t checked_ns           # when signals were last looked at
     int64_t idle_ns_max          # silence allowed in one wait; negative: for ever
@@ -37,6 +39,9 @@ cdef struct Pulse:
     int64_t window_waited_ns
     bint on_main                 # only the main thread runs Python's signal handlers
     ProgressState* progress      # NULL: nobody watches
+    ThrottleState* throttle      # NULL: as fast as it goes
+    bint paces_in                # it is for what is read, a save; else for what is sent
+    bint urgent                  # among those who share it
 
 cdef extern from * nogil:
     """

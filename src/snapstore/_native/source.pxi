@@ -129,6 +129,9 @@ cdef int64_t source_fill(SourceState* source, char* buffer, size_t size, uint32_
         digest[0] = 0
     while done < size and source.left:
         piece = min(min(size - done, <size_t>PIECE_SIZE), source.left)
+        code = pace_in(pulse, piece)
+        if code:
+            return code
         count = source_read(source, buffer + done, piece, pulse)
         if count == -EINTR:
             count = 0

@@ -111,17 +111,24 @@ cdef int target_wait(StreamTarget* target, Pulse* pulse) noexcept nogil:
 
 cdef int target_write(StreamTarget* target, const char* data, size_t size, Pulse* pulse) noexcept nogil:
     cdef ssize_t count
+    cdef size_t paced = 0        # may go now
     cdef int code
     while size:
+        if paced == 0:
+            paced = min(size, <size_t>PIECE_SIZE) if pulse.throttle != NULL else size
+            code = pace_out(pulse, paced)
+            if code:
+                return code
         if target.nowait_refused:
             code = target_wait(target, pulse)
             if code:
                 return code
-        count = target_write_some(target, data, size)
+        count = target_write_some(target, data, paced)
         if count > 0:
             pulse.window_bytes += count
             data += count
             size -= count
+            paced -= count
         elif count == 0:
             return -EIO
         elif errno == EAGAIN:

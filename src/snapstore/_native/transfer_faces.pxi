@@ -23,7 +23,8 @@ cdef class Progress:
         atomic_write_int(&self.state.cancelled, 1)
 
 
-cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s, rate_min=0) except -1:
+cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s, rate_min=0, Throttle throttle=None,
+                     bint urgent=True, bint paces_in=False) except -1:
     cdef double idle_s, rate
     memset(pulse, 0, sizeof(Pulse))
     pulse.idle_ns_max = -1
@@ -41,6 +42,10 @@ cdef int pulse_start(Pulse* pulse, Progress progress, idle_timeout_s, rate_min=0
     pulse.on_main = threading_main().ident == PyThread_get_thread_ident()
     if progress is not None:
         pulse.progress = &progress.state
+    if throttle is not None:
+        pulse.throttle = &throttle.state
+        pulse.urgent = urgent
+        pulse.paces_in = paces_in
     return 0
 
 
@@ -252,7 +257,7 @@ cdef uint64_t check_kept(kept, chunk_size, size) except? 0xBAD:
 
 
 def send(source, fd, *, offset=None, length=None, expected=None, chunk_size=CHUNK_SIZE_DEFAULT,
-         progress=None, idle_timeout_s=None, rate_min=0):
+         progress=None, idle_timeout_s=None, rate_min=0, throttle=None, urgent=True):
     """Write `source` to the descriptor `fd`, bare, in one call without the GIL; how many bytes.
 
     `source` is an Image, a PipeReader, a descriptor, a bytes-like object, or has `read(size)`.
@@ -261,7 +266,7 @@ def send(source, fd, *, offset=None, length=None, expected=None, chunk_size=CHUN
     that has another is not sent to its end, nor is one that is missing, and SnapshotCorrupt raised.
     Waits of more than `idle_timeout_s` seconds without a byte raise TimeoutError, and so does so much
     waiting in all with fewer than `rate_min` bytes for each second of it; what the system refuses
-    raises OSError.
+    raises OSError. `throttle` says how fast it may go at most, beside others, and `urgent` before whom.
     """
     check_chunking(chunk_size, 1)
     cdef int target = fd
@@ -279,7 +284,7 @@ def send(source, fd, *, offset=None, length=None, expected=None, chunk_size=CHUN
         size = opened.state.left
         if expected is not None and (size == SIZE_UNKNOWN or (size + unit - 1) // unit != <uint64_t>len(expected)):
             raise ValueError(f"{len(expected)} digests are not those of the chunks of {unit} bytes of this source")
-        pulse_start(&pulse, progress, idle_timeout_s, rate_min)
+        pulse_start(&pulse, progress, idle_timeout_s, rate_min, throttle, urgent)
         with nogil:
             if digests.expected == NULL:
                 count = stream_out(&opened.state, target, scratch.memory, PIECE_SIZE, &pulse)
@@ -295,14 +300,14 @@ def send(source, fd, *, offset=None, length=None, expected=None, chunk_size=CHUN
 
 
 def send_frames(source, fd, *, size, chunk_size, kept=0, http_chunked=False, progress=None,
-                idle_timeout_s=None, rate_min=0):
+                idle_timeout_s=None, rate_min=0, throttle=None, urgent=True):
     """Write `source` to `fd` as the frames of the wire, the closing one included; returns Copied.
 
     `size` is the snapshot's in bytes, or None where only its end tells; a source that has less
     raises SnapshotTruncated, one that has more SnapshotTooLarge, and the peer, which misses the
     closing frame, keeps nothing. Of the first `kept` bytes, in whole chunks, the peer has a copy: they
     are read here and only their digests sent. With `http_chunked` each frame is a chunk of the HTTP
-    body. Silence is as in `send`.
+    body. Silence and `throttle` are as in `send`.
     """
     check_chunking(chunk_size, 1)
     cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
@@ -313,7 +318,7 @@ def send_frames(source, fd, *, size, chunk_size, kept=0, http_chunked=False, pro
     cdef FrameTarget target
     cdef Pulse pulse
     try:
-        pulse_start(&pulse, progress, idle_timeout_s, rate_min)
+        pulse_start(&pulse, progress, idle_timeout_s, rate_min, throttle, urgent)
         target_look(&target.stream, target_fd)
         target.stream.heeds_answer = target.stream.is_socket
         target.http_chunked = http_chunked
@@ -331,7 +336,7 @@ def send_frames(source, fd, *, size, chunk_size, kept=0, http_chunked=False, pro
 
 def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SIZE_DEFAULT,
          chunks=CHUNKS_DEFAULT, direct=True, expected=None, kept=0, resumable=False, progress=None,
-         idle_timeout_s=None, rate_min=0):
+         idle_timeout_s=None, rate_min=0, throttle=None, urgent=True):
     """Copy `source` into the file `target_fd`, from its start, in one call without the GIL.
 
     Returns Copied: size in bytes, CRC32C of the whole, CRC32C of each chunk of `chunk_size` bytes.
@@ -342,8 +347,8 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
     SnapshotCorrupt. The first `kept` bytes of the target, in whole chunks, are there from an earlier
     attempt: with Frames each is compared with the sender's digest (KeptPrefixWrong); any other source
     begins behind them, and they count as `expected` says. With `resumable` what was verified before
-    a source failed is written all the same. Silence is as in `send`. Not durable until an fsync; `SaveFile` does the rest. `target_fd` -1 writes
-    nowhere and only digests.
+    a source failed is written all the same. Silence and `throttle` are as in `send`. Not durable until an
+    fsync; `SaveFile` does the rest. `target_fd` -1 writes nowhere and only digests.
     """
     check_chunking(chunk_size, chunks)
     cdef int code, target = target_fd
@@ -361,7 +366,7 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
         limits.direct = direct
         limits.kept = before
         limits.resumable = resumable
-        pulse_start(&pulse, progress, idle_timeout_s, rate_min)
+        pulse_start(&pulse, progress, idle_timeout_s, rate_min, throttle, urgent, paces_in=True)
         with nogil:
             code = save_all(&opened.state, target, &limits, &digests.state, &pulse)
         if code == 0 and expected is not None and digests.state.count != digests.state.expected_count:
