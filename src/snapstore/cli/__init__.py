@@ -13,8 +13,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from snapstore.cli.commands import UsageError, build_parser, load
-from snapstore.cli.exits import ExitCode, exit_code_of, explain
+from snapstore.cli.exits import ExitCode, UsageError, exit_code_of, explain
+from snapstore.cli.parser import build_parser, load
 from snapstore.cli.screen import make_screen
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from snapstore.cli.commands import UsageError
+from snapstore.cli.exits import UsageError
 from snapstore.transport.http import SnapshotClient
 from snapstore.transport.tls import client_context, server_context
 from snapstore.transport.token import TOKEN_LENGTH_MAX, check_token, stays_here

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snapstore.cli import stored
-from snapstore.cli.commands import UsageError
-from snapstore.cli.exits import ExitCode
+from snapstore.cli.exits import ExitCode, UsageError
 from snapstore.cli.screen import format_size, transfer_bar
 from snapstore.directory import SnapshotDir
 
@@ -27,7 +26,7 @@ def push(args: argparse.Namespace, screen: Screen) -> int:
     """Put a snapshot of a directory into the archive; then give up old ones, where told to."""
     archive = _archive_of(args.url, args)
     with (
-        stored._existing(args.dir) as directory,
+        stored.open_existing(args.dir) as directory,
         # The push itself compares all bytes.
         directory.open_newest(verify=False)
         if args.index is None

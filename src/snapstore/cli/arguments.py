@@ -86,3 +86,48 @@ def find_store(text: str) -> StorePlace | None:
     """Return the store that `text` names, or None where it is a plain path."""
     kind, colon, path = text.partition(":")
     return StorePlace(kind, path) if colon and path and kind in STORE_KINDS else None
+
+
+def parse_peer_url(text: str) -> str:
+    """Return `text` if it is the URL of a peer; raises ValueError."""
+    from snapstore.transport.address import parse_url
+
+    parse_url(text)
+    return text
+
+
+def parse_source_url(text: str) -> str:
+    """Return `text` if it is the URL of a peer, or of an etcd; raises ValueError."""
+    if not text.startswith("etcd:"):
+        return parse_peer_url(text)
+    from snapstore.etcd.dial import parse_endpoint
+
+    parse_endpoint(text)
+    return text
+
+
+def parse_listen_address(text: str) -> str:
+    """Return `text` if a server can listen there; raises ValueError."""
+    from snapstore.transport.address import parse_address
+
+    parse_address(text)
+    return text
+
+
+def parse_cluster(text: str) -> str:
+    """Return `text` if it can be a cluster's name; raises ValueError."""
+    from snapstore.wire import check_cluster
+
+    return check_cluster(text)
+
+
+def parse_etcd_id(text: str) -> int:
+    """Return an etcd cluster's id, of hexadecimal digits; raises ValueError."""
+    from snapstore.etcd.handshake import parse_id
+
+    return parse_id(text)
+
+
+def parse_index_or_newest(text: str) -> int | None:
+    """Return an index, or None for the newest."""
+    return None if text == "newest" else parse_index(text)

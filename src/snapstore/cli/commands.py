@@ -1,23 +1,29 @@
 """The commands by name: what each takes, and where it is done.
 
-Arguments only; nothing runs here. A command's module is imported when it is called, so that
-`snapstore --help` needs no store and no network, and a new command is one more row.
+A table; nothing runs here, and `parser.py` makes a parser of it. A command's module is imported when it
+is called, so that `snapstore --help` needs no store and no network, and a new command is one more row.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-from snapstore.cli.arguments import checked, parse_count, parse_index, parse_size, parse_store
-from snapstore.cli.exits import exit_code_table
-
-if TYPE_CHECKING:
-    from snapstore.cli.screen import Screen
+from snapstore.cli.arguments import (
+    checked,
+    parse_cluster,
+    parse_count,
+    parse_etcd_id,
+    parse_index,
+    parse_index_or_newest,
+    parse_listen_address,
+    parse_peer_url,
+    parse_size,
+    parse_source_url,
+    parse_store,
+)
 
 #: Big enough that a disk and a network show what they do, small enough for a minute.
 DEMO_SIZE_DEFAULT = "1GiB"
@@ -32,14 +38,6 @@ RAFT_DEMO_NODES = 3
 LISTEN_DEFAULT = "127.0.0.1:0"
 
 SHELLS = ("bash", "zsh", "tcsh")
-
-
-class UsageError(Exception):
-    """The command line is wrong; `usage` says how it should be."""
-
-    def __init__(self, message: str, usage: str) -> None:
-        super().__init__(message)
-        self.usage = usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,50 +63,11 @@ def _argument(*names: str, **options: Any) -> Argument:
     return Argument(names, options)
 
 
-def _peer_url(text: str) -> str:
-    from snapstore.transport.address import parse_url
-
-    parse_url(text)
-    return text
-
-
-def _source_url(text: str) -> str:
-    if not text.startswith("etcd:"):
-        return _peer_url(text)
-    from snapstore.etcd.dial import parse_endpoint
-
-    parse_endpoint(text)
-    return text
-
-
-def _listen_address(text: str) -> str:
-    from snapstore.transport.address import parse_address
-
-    parse_address(text)
-    return text
-
-
-def _cluster(text: str) -> str:
-    from snapstore.wire import check_cluster
-
-    return check_cluster(text)
-
-
-def _etcd_id(text: str) -> int:
-    from snapstore.etcd.handshake import parse_id
-
-    return parse_id(text)
-
-
 def _node_count(text: str) -> int:
     count = parse_count(text)
     if count < RAFT_DEMO_NODES:
         raise argparse.ArgumentTypeError(f"{count} nodes have no majority without one of them")
     return count
-
-
-def _index_or_newest(text: str) -> int | None:
-    return None if text == "newest" else parse_index(text)
 
 
 _DIR = _argument("dir", metavar="DIR", help="a directory of snapshots")
@@ -117,11 +76,11 @@ _INDEX = _argument("index", metavar="INDEX", type=parse_index, help="raft's inde
 _AT_INDEX = _argument("--index", metavar="N", type=parse_index, required=True, help="the last applied index")
 _AT_TERM = _argument("--term", metavar="T", type=parse_index, default=0, help="its term (default: 0)")
 _KV = _argument("--kv", metavar="STORE", type=parse_store, required=True, help="lmdb:PATH or sqlite:PATH")
-_URL = _argument("url", metavar="URL", type=checked(_peer_url), help="http[s]://HOST:PORT of a peer")
+_URL = _argument("url", metavar="URL", type=checked(parse_peer_url), help="http[s]://HOST:PORT of a peer")
 _CLUSTER = _argument(
     "--cluster",
     metavar="NAME",
-    type=checked(_cluster),
+    type=checked(parse_cluster),
     default="",
     help="the cluster's name; a server that has one refuses others",
 )
@@ -257,8 +216,8 @@ COMMANDS: tuple[Command, ...] = (
             _argument("--fix", action="store_true", help="remove what dead savers left, as a node does"),
             _argument("--read", action="store_true", help="read every byte of every snapshot, too"),
         ),
-        "A node may be at work in DIR. Without --fix nothing there is changed. To see how fast the disk is, 64 "
-        "MiB are written to a file without a name, which is gone at the end, after a kill, too.",
+        "A node may be at work in DIR. Without --fix nothing there is changed. To see how fast the disk is, "
+        "64 MiB are written to a file without a name, which is gone at the end, after a kill, too.",
     ),
     Command(
         "explain",
@@ -275,7 +234,7 @@ COMMANDS: tuple[Command, ...] = (
             _argument(
                 "--listen",
                 metavar="ADDRESS",
-                type=checked(_listen_address),
+                type=checked(parse_listen_address),
                 default=LISTEN_DEFAULT,
                 help=f"HOST:PORT, [IPV6]:PORT or unix:PATH (default: {LISTEN_DEFAULT}, any free port)",
             ),
@@ -283,7 +242,7 @@ COMMANDS: tuple[Command, ...] = (
             _argument(
                 "--etcd-cluster-id",
                 metavar="HEX",
-                type=checked(_etcd_id),
+                type=checked(parse_etcd_id),
                 help="be a learner of this etcd cluster, and take its snapshots",
             ),
             *_ACCESS,
@@ -315,7 +274,7 @@ COMMANDS: tuple[Command, ...] = (
             _argument(
                 "url",
                 metavar="URL",
-                type=checked(_source_url),
+                type=checked(parse_source_url),
                 help="http[s]://HOST:PORT of a peer, or etcd://HOST:PORT",
             ),
             _argument(
@@ -339,7 +298,7 @@ COMMANDS: tuple[Command, ...] = (
             _argument(
                 "index",
                 metavar="INDEX",
-                type=_index_or_newest,
+                type=parse_index_or_newest,
                 help="raft's index, decimal or 0x..., or newest",
             ),
             *_ARCHIVE,
@@ -371,81 +330,3 @@ COMMANDS: tuple[Command, ...] = (
         'For bash: eval "$(snapstore completion bash)"',
     ),
 )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; it raises UsageError."""
-    epilog = f"exit codes:\n{exit_code_table()}"
-    parser = _Parser(
-        prog="snapstore",
-        description="Point-in-time snapshots of a raft node's key-value store.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
-    commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser
-    )
-    for command in COMMANDS:
-        subparser = commands.add_parser(
-            command.name, help=command.summary, description=_sentence(command), add_help=True
-        )
-        for argument in command.arguments:
-            subparser.add_argument(*argument.names, **argument.options)
-        subparser.add_argument("--json", action="store_true", help="say everything in JSON, for machines")
-    return parser
-
-
-def load(name: str) -> Callable[[argparse.Namespace, Screen], int]:
-    """Import and return what runs the command `name`."""
-    module, _, function = next(command.run for command in COMMANDS if command.name == name).partition(":")
-    run: Callable[[argparse.Namespace, Screen], int] = getattr(
-        importlib.import_module(f"snapstore.cli.{module}"), function
-    )
-    return run
-
-
-def _sentence(command: Command) -> str:
-    first = f"{command.summary[0].upper()}{command.summary[1:]}."
-    return f"{first} {command.details}".rstrip()
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises: whether to answer in JSON is not its to know."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, self.format_usage().strip())
-
-
-class _CommandParser(_Parser):
-    """One command's: options may stand anywhere, also before an argument that may be left out.
-
-    Left alone argparse takes that one for absent at the first option, and then complains of it.
-    """
-
-    _intermixed = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse the options first, then what is left; argparse does it by two calls of this method."""
-        if self._intermixed:
-            return super().parse_known_args(args, namespace)
-        self._intermixed = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._intermixed = False
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for: that reads the installed metadata."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_rest: object) -> None:
-        try:
-            version = importlib.metadata.version("snapstore")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"snapstore {version}")
-        parser.exit()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snapstore.cli.commands import build_parser
 from snapstore.cli.exits import ExitCode
+from snapstore.cli.parser import build_parser
 from snapstore.errors import MissingExtra
 
 if TYPE_CHECKING:

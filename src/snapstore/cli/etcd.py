@@ -11,8 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from snapstore.cli.commands import UsageError
-from snapstore.cli.exits import ExitCode
+from snapstore.cli.exits import ExitCode, UsageError
 from snapstore.cli.screen import transfer_bar
 from snapstore.cli.stored import saved_fields, saved_text
 from snapstore.directory import SnapshotDir

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+class UsageError(Exception):
+    """The command line is wrong; `usage` says how it should be."""
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
 class ExitCode(enum.IntEnum):
     """The exit codes of `snapstore`; `--help` lists them with these words."""
 

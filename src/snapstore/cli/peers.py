@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from snapstore.cli.access import client_of, reach_of, server_tls, token_of
-from snapstore.cli.commands import UsageError
-from snapstore.cli.exits import ExitCode
+from snapstore.cli.exits import ExitCode, UsageError
 from snapstore.cli.screen import format_size, transfer_bar
 from snapstore.cli.stored import saved_fields, saved_text
 from snapstore.directory import SnapshotDir

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe, disk
 from snapstore.cli.arguments import find_store
-from snapstore.cli.commands import UsageError
-from snapstore.cli.exits import ExitCode
+from snapstore.cli.exits import ExitCode, UsageError
 from snapstore.cli.screen import format_size, transfer_bar
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotCorrupt
@@ -57,7 +56,7 @@ def save(args: argparse.Namespace, screen: Screen) -> int:
 
 def ls(args: argparse.Namespace, screen: Screen) -> int:
     """List what is stored, broken ones too, and what was set aside."""
-    with _existing(args.dir) as directory:
+    with open_existing(args.dir) as directory:
         listed, broken = directory.list(), directory.broken()
     fields = {
         "snapshots": [saved_fields(saved) for saved in listed],
@@ -83,7 +82,7 @@ def ls(args: argparse.Namespace, screen: Screen) -> int:
 
 def verify(args: argparse.Namespace, screen: Screen) -> int:
     """Read one snapshot or all; OUTCOME_BAD when one is not what its manifest says. That is set aside."""
-    with _existing(args.dir) as directory:
+    with open_existing(args.dir) as directory:
         listed = directory.list() if args.index is None else [directory.stat(args.index)]
         problems = {}
         with transfer_bar(screen, "verify", sum(saved.size for saved in listed)) as progress:
@@ -100,7 +99,7 @@ def verify(args: argparse.Namespace, screen: Screen) -> int:
 
 def path(args: argparse.Namespace, screen: Screen) -> int:
     """Print where a snapshot lies."""
-    with _existing(args.dir) as directory:
+    with open_existing(args.dir) as directory:
         found = str(directory.get_snap_file_path(args.index))
     screen.result({"index": args.index, "path": found}, found)
     return ExitCode.DONE
@@ -111,7 +110,7 @@ def restore(args: argparse.Namespace, screen: Screen) -> int:
     place = find_store(args.target)
     if place is None and os.path.lexists(args.target):
         raise FileExistsError(errno.EEXIST, "it exists; files are never replaced", args.target)
-    with _existing(args.dir) as directory:
+    with open_existing(args.dir) as directory:
         screen.note(f"verifying snapshot {args.index}")
         with directory.open(args.index) as stored:
             if place is not None:
@@ -127,14 +126,14 @@ def restore(args: argparse.Namespace, screen: Screen) -> int:
 
 def purge(args: argparse.Namespace, screen: Screen) -> int:
     """Remove the oldest, when a newer one was read back; those that are being read stay."""
-    with _existing(args.dir) as directory, transfer_bar(screen, "read back", None) as progress:
+    with open_existing(args.dir) as directory, transfer_bar(screen, "read back", None) as progress:
         removed = list(directory.purge(keep=args.keep, progress=progress))
     words = f"removed {', '.join(map(str, removed))}" if removed else "nothing to remove"
     screen.result({"removed": removed}, words)
     return ExitCode.DONE
 
 
-def _existing(path: str) -> SnapshotDir:
+def open_existing(path: str) -> SnapshotDir:
     """Open a directory that is there: SnapshotDir would make one for a mistyped name."""
     if not os.path.isdir(path):
         raise FileNotFoundError(errno.ENOENT, "no directory of snapshots is here", path)
