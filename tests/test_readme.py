@@ -32,7 +32,7 @@ def code():
     """The block of the README that makes a node."""
     (block,) = [
         block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
         if "TicketDumps" in block
     ]
     assert block.count(LAST_LINE) == 1
