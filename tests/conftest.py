@@ -13,7 +13,6 @@ import nodes
 from pipes_at_work import SIZE
 from snapstore import _fastpipe
 
-
 #: Else gRPC opens descriptors anew in this process whenever it forks, which look like ours that were lost.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
