@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +12,9 @@ import bystander
 import nodes
 from pipes_at_work import SIZE
 from snapstore import _fastpipe
+
+#: Else gRPC opens descriptors anew in this process whenever it forks, which look like ours that were lost.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def pytest_collection_finish():
