@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from snapstore.cli.arguments import checked, parse_count, parse_index, parse_size, parse_store
 from snapstore.cli.exits import exit_code_table
+from snapstore.retry import ATTEMPTS_MAX
 
 if TYPE_CHECKING:
     from snapstore.cli.screen import Screen
@@ -123,6 +124,14 @@ _TOKEN_IN_CLEAR = _argument(
     action="store_true",
     help="show the token, or the password, to another machine without TLS",
 )
+_ATTEMPTS = _argument(
+    "--attempts",
+    metavar="N",
+    type=parse_count,
+    default=ATTEMPTS_MAX,
+    help="how often it is tried while nothing gets through; each goes on where the one before it came "
+    f"to (default: {ATTEMPTS_MAX})",
+)
 _FROM_ETCD = (
     _argument("--cacert", metavar="FILE", help="of etcd: the authority that signs its certificate, PEM"),
     _argument("--cert", metavar="FILE", help="of etcd: a client's certificate, PEM"),
@@ -230,6 +239,7 @@ COMMANDS: tuple[Command, ...] = (
             _AT_INDEX,
             _argument("--term", metavar="T", type=parse_index, required=True, help="its term"),
             _CLUSTER,
+            _ATTEMPTS,
             *_ACCESS,
             _TOKEN_IN_CLEAR,
             _URL,
@@ -250,6 +260,7 @@ COMMANDS: tuple[Command, ...] = (
                 "index", metavar="INDEX", nargs="?", type=parse_index, help="raft's index; not with etcd"
             ),
             _TO_DIR,
+            _ATTEMPTS,
             *_ACCESS,
             _TOKEN_IN_CLEAR,
             *_FROM_ETCD,
