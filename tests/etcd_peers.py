@@ -15,6 +15,7 @@ from snapstore.etcd import bolt, messages
 from snapstore.etcd.member import EtcdMember
 from snapstore.meta import ConfState, SnapshotMeta
 from snapstore.transport.http import SnapshotServer
+from snapstore.transport.patience import Deadlines
 
 CLUSTER = 0x8EDC744327887C91
 SENDER = 0xBED7B5DAC636F795
@@ -92,14 +93,17 @@ BODY = snapshot() + DB
 class Member:
     """A directory, and a server that is a member of an etcd cluster. Its refusals come at once."""
 
-    def __init__(self, path, *, size_max=None, idle_timeout_s=WAIT_S, **options):
+    def __init__(self, path, *, size_max=None, deadlines=None, **options):
         self.heard, self.delays_s = [], []
         options = {"on_saved": self._note, "delay": self._delay, "cluster_id": CLUSTER, **options}
         limits = {} if size_max is None else {"size_max": size_max}
         self.directory = SnapshotDir(path, **limits)
         self.member = EtcdMember(self.directory, **options)
         self.server = SnapshotServer(
-            self.directory, "127.0.0.1:0", routes=self.member.routes, idle_timeout_s=idle_timeout_s
+            self.directory,
+            "127.0.0.1:0",
+            routes=self.member.routes,
+            deadlines=deadlines or Deadlines(idle_timeout_s=WAIT_S),
         )
         self.url = self.server.url
 

@@ -13,6 +13,7 @@ from nodes import WAIT_S
 from snapstore.directory import SnapshotDir
 from snapstore.etcd import messages
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 
 #: More than a peer that does not read, and all buffers before it, can hold.
 LARGE = etcd.database(16 * 256)
@@ -26,7 +27,7 @@ def message_of(meta=META):
 def send(url, source, *, message=None, client=None, **options):
     """Send `source` as that leader; `options` are those of `send_etcd`."""
     options = {"cluster_id": CLUSTER, **options}
-    client = client or SnapshotClient(idle_timeout_s=WAIT_S, answer_timeout_s=WAIT_S)
+    client = client or SnapshotClient(deadlines=Deadlines(idle_timeout_s=WAIT_S, fsync_timeout_s=WAIT_S))
     client.send_etcd(url, source, message or message_of(), **options)
 
 

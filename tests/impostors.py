@@ -14,6 +14,7 @@ from bystander import met
 from nodes import WAIT_S, Impostor, read_head, reset_at_close, saying
 from snapstore.errors import SnapshotCorrupt, SnapshotTooLarge, TransportError
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 
 #: A short time that a test has to wait out, and the patience of these clients.
 SHORT_S = 0.15
@@ -188,7 +189,8 @@ def no_answers():
 
 def impatient():
     """A client that waits a short time for everything."""
-    return SnapshotClient(connect_timeout_s=SHORT_S, idle_timeout_s=SHORT_S, answer_timeout_s=SHORT_S)
+    names = ["connect_timeout_s", "offer_timeout_s", "idle_timeout_s", "fsync_timeout_s"]
+    return SnapshotClient(deadlines=Deadlines(**dict.fromkeys(names, SHORT_S)))
 
 
 def outcome(call, *behaviours):

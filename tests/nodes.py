@@ -114,13 +114,12 @@ def push(follower, stream, **options):
 
 
 class Follower:
-    """A directory and the server on it; `saved` is what `on_saved` was called with."""
+    """A directory with these `limits`, and the server on it; `saved` is what `on_saved` was called with."""
 
-    def __init__(self, path, address="127.0.0.1:0", *, on_saved=None, size_max=None, **options):
+    def __init__(self, path, address="127.0.0.1:0", *, on_saved=None, limits=None, **options):
         self.saved = []
         self._on_saved = on_saved
-        limits = {} if size_max is None else {"size_max": size_max}
-        self.directory = SnapshotDir(path, **limits)
+        self.directory = SnapshotDir(path, **(limits or {}))
         self.server = SnapshotServer(self.directory, address, on_saved=self._note, **options)
         self.url = self.server.url
 

@@ -12,6 +12,7 @@ from snapstore.directory import SnapshotDir
 from snapstore.raft import RetryPolicy
 from snapstore.store import State
 from snapstore.transport.http import SnapshotClient, SnapshotServer
+from snapstore.transport.patience import Deadlines
 
 #: Of a member that is never away for long.
 QUICK = RetryPolicy(delay_s_first=0.01, delay_s_max=0.02)
@@ -37,7 +38,7 @@ class RunningMember:
         self.captures = CaptureQueue(wake=self.wake)
         self.urls = {}
         self.directory = SnapshotDir(path)
-        self.client = SnapshotClient(connect_timeout_s=WAIT_S, idle_timeout_s=WAIT_S)
+        self.client = SnapshotClient(deadlines=Deadlines(connect_timeout_s=WAIT_S, idle_timeout_s=WAIT_S))
         self.failure = None
         self._made = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"member {member}")

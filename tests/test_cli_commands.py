@@ -15,6 +15,7 @@ from command_line import END_S_MAX, snapstore, spawn
 from residue import names
 from snapstore.cli import ExitCode
 from snapstore.directory import SnapshotDir
+from snapstore.errors import PeerRejected
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 
 CONTENT = os.urandom(300_000)
@@ -148,8 +149,8 @@ def test_purge_keeps_the_newest(stored):
         ("save {file} --dir {file} --index 7", ExitCode.SYSTEM, "Not a directory"),
         ("save lmdb:{file} --dir {stored} --index 9", ExitCode.OUTCOME_BAD, "cannot be read"),
         ("save sqlite:{file} --dir {stored} --index 9", ExitCode.OUTCOME_BAD, "not a database"),
-        ("fetch http://127.0.0.1:1 7 --dir {stored}", ExitCode.PEER, "is it running there"),
-        ("fetch http://127.0.0.1:1 --dir {stored} 7", ExitCode.PEER, "is it running there"),
+        ("fetch http://127.0.0.1:1 7 --dir {stored} --attempts 1", ExitCode.PEER, "is it running there"),
+        ("fetch http://127.0.0.1:1 --dir {stored} --attempts 1 7", ExitCode.PEER, "is it running there"),
         ("nonsense", ExitCode.USAGE, "invalid choice"),
         ("purge {stored} --keep 0", ExitCode.USAGE, "1 or more"),
         ("send --kv etcd:x --index 1 --term 1 http://a:1", ExitCode.USAGE, "lmdb:PATH"),
@@ -195,6 +196,21 @@ def test_a_peer_of_another_cluster_refuses(server, lmdb_path):
     code, _, err = snapstore("send", "--kv", f"lmdb:{lmdb_path}", "--index", 9, "--term", 2, server.url)
     assert code == ExitCode.PEER
     assert "the peer refused: this node belongs to cluster 'blue'" in err
+
+
+def test_a_peer_that_is_busy_is_asked_again_unless_told_otherwise(tmp_path, lmdb_path):
+    refusals = [PeerRejected(503, "restoring"), PeerRejected(503, "restoring")]
+
+    def on_offer(offer):
+        if refusals:
+            raise refusals.pop()
+
+    offer = ("send", "--kv", f"lmdb:{lmdb_path}", "--index", 9, "--term", 2)
+    with SnapshotDir(tmp_path / "there") as there, SnapshotServer(there, on_offer=on_offer) as server:
+        assert snapstore(*offer, "--attempts", 1, server.url)[0] == ExitCode.UNAVAILABLE
+        code, out, err = snapstore(*offer, server.url)
+    assert (code, out.startswith("the peer saved snapshot 9 (")) == (0, True)
+    assert "goes on in" in err
 
 
 def test_a_snapshot_that_the_peer_has_not_is_refused(server, tmp_path):

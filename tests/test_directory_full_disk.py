@@ -71,7 +71,7 @@ def refused_for(code, directory, index):
 
 
 def test_a_disk_without_room_is_known_before_a_byte_is_read(mount, nameless):
-    with SnapshotDir(mount(f"size={DISK_SIZE}"), nameless=nameless) as directory:
+    with SnapshotDir(mount(f"size={DISK_SIZE}"), nameless=nameless, reserve=0) as directory:
         directory.save_from(CONTENT, 1)
         with refused_for(errno.ENOSPC, directory, 2):
             directory.save_from(UnreadSource(), 2, size=len(CONTENT))
@@ -79,7 +79,7 @@ def test_a_disk_without_room_is_known_before_a_byte_is_read(mount, nameless):
 
 
 def test_a_disk_that_runs_full_keeps_what_it_has_and_nothing_else(mount, nameless):
-    with SnapshotDir(mount(f"size={DISK_SIZE}"), nameless=nameless) as directory:
+    with SnapshotDir(mount(f"size={DISK_SIZE}"), nameless=nameless, reserve=0) as directory:
         directory.save_from(CONTENT, 1)
         for source in (Endless(), CONTENT):
             with refused_for(errno.ENOSPC, directory, 2):
@@ -94,7 +94,7 @@ def test_room_that_ends_anywhere_leaves_the_whole_or_nothing(mount, nameless):
     path = mount(f"size={DISK_SIZE}")
     content = CONTENT[: 3 * PAGE]
     outcomes = []
-    with SnapshotDir(path, nameless=nameless, chunk_size=PAGE) as directory:
+    with SnapshotDir(path, nameless=nameless, chunk_size=PAGE, reserve=0) as directory:
         for free in range(8):
             with open(path / "ballast", "wb") as ballast:
                 os.posix_fallocate(ballast.fileno(), 0, (os.statvfs(path).f_bfree - free) * PAGE)
@@ -110,7 +110,7 @@ def test_room_that_ends_anywhere_leaves_the_whole_or_nothing(mount, nameless):
 
 def test_a_disk_without_inodes_is_refused_and_nothing_left(mount, nameless):
     path = mount("size=4m,nr_inodes=8")
-    with SnapshotDir(path, nameless=nameless) as directory:
+    with SnapshotDir(path, nameless=nameless, reserve=0) as directory:
         while os.statvfs(path).f_ffree:
             (path / f"stranger-{os.statvfs(path).f_ffree}").touch()
         strangers = names(path)
@@ -123,7 +123,7 @@ def test_a_disk_without_inodes_is_refused_and_nothing_left(mount, nameless):
 
 def test_a_disk_that_turned_read_only_can_still_be_read(mount, nameless):
     path = mount("size=8m")
-    with SnapshotDir(path, nameless=nameless) as directory:
+    with SnapshotDir(path, nameless=nameless, reserve=0) as directory:
         for index in (1, 2):
             directory.save_from(CONTENT, index)
         stale = path / disk.temp_name(3)
@@ -131,7 +131,7 @@ def test_a_disk_that_turned_read_only_can_still_be_read(mount, nameless):
         run("mount", "-o", "remount,ro", path)
         with refused_for(errno.EROFS, directory, 3):
             directory.save_from(CONTENT, 3)
-        with SnapshotDir(path) as again:
+        with SnapshotDir(path, reserve=0) as again:
             assert [saved.index for saved in again.list()] == [1, 2]
             assert again.verify(2).size == len(CONTENT)
             assert again.remove_orphans() == []
@@ -140,33 +140,33 @@ def test_a_disk_that_turned_read_only_can_still_be_read(mount, nameless):
             with again.open_newest() as stored:
                 assert stored.meta.index == 2
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-        SnapshotDir(path / "below")
+        SnapshotDir(path / "below", reserve=0)
     assert stale.name in names(path)
 
 
 def test_a_broken_snapshot_on_a_disk_that_turned_read_only_stays_and_is_not_offered(mount):
     """Nor does a marker of a failed fsync keep readers out, when nothing can be done about it."""
     path = mount("size=8m")
-    with SnapshotDir(path) as directory:
+    with SnapshotDir(path, reserve=0) as directory:
         for index in (1, 2):
             rot(directory.save_from(CONTENT, index).path, 8 * (index - 1) * len(CONTENT) // 2)
         directory.save_from(CONTENT[:100], 0)
         poison.leave_marker(directory._fd, "again")
     run("mount", "-o", "remount,ro", path)
-    with nothing_left(path), SnapshotDir(path) as again:
+    with nothing_left(path), SnapshotDir(path, reserve=0) as again:
         with pytest.raises(SnapshotCorrupt, match=f"could not be set aside: .*{os.strerror(errno.EROFS)}"):
             again.verify(2)
         with again.open_newest() as stored:
             assert stored.meta.index == 0
     run("mount", "-o", "remount,rw", path)
-    with SnapshotDir(path) as directory:
+    with SnapshotDir(path, reserve=0) as directory:
         assert [saved.index for saved in directory.list()] == [0]
         assert len(names(path)) == 2 + 2 * len(directory.broken()) == 6
 
 
 def test_a_directory_under_another_mount_saves_as_ever(mount, nameless):
     path = mount("size=4m")
-    with SnapshotDir(path / "a" / "b", nameless=nameless) as directory:
+    with SnapshotDir(path / "a" / "b", nameless=nameless, reserve=0) as directory:
         assert directory.save_from(CONTENT, 1).path.read_bytes() == CONTENT
 
 
@@ -179,7 +179,7 @@ def ext4(tmp_path):
 
 def test_what_an_aborted_journal_may_lose_is_never_called_stored(ext4):
     """Its directory's fsync says EROFS, as nothing that was mounted read-only does."""
-    with SnapshotDir(ext4.path) as directory:
+    with SnapshotDir(ext4.path, reserve=0) as directory:
         directory.save_from(CONTENT, 1)
         assert ext4.remount("abort")
         with pytest.raises(SnapshotNotDurable):
@@ -187,4 +187,4 @@ def test_what_an_aborted_journal_may_lose_is_never_called_stored(ext4):
         with pytest.raises(DirectoryPoisoned):
             directory.confirm(1)
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-        SnapshotDir(ext4.path)
+        SnapshotDir(ext4.path, reserve=0)

@@ -105,7 +105,7 @@ def test_room_that_ends_at_any_stage_leaves_the_whole_or_nothing(make_disk, kind
     """At the first byte, at each chunk, at the manifest: each step leaves a little more room."""
     small = make_disk(kind)
     outcomes = []
-    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT) as directory:
+    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT, reserve=0) as directory:
         for free in STEPS:
             with small.filled(free):
                 outcomes.append(is_saved(directory, source, free))
@@ -119,7 +119,7 @@ def test_a_directory_that_cannot_grow_takes_no_name_and_nothing_stays(make_disk,
     """On ext4 with blocks of 1 KiB a few long names fill one, and the next name needs another."""
     small = make_disk("ext4", more=["-O", "^dir_index,inline_data"])
     refused = 0
-    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT) as directory:
+    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT, reserve=0) as directory:
         for strangers in range(40):
             (directory.path / f"stranger-{strangers:0{40 + 7 * (strangers % 5)}}").touch()
             with small.filled(), nothing_left(directory.path):
@@ -136,7 +136,7 @@ def test_a_directory_that_cannot_grow_takes_no_name_and_nothing_stays(make_disk,
 
 def test_a_disk_without_inodes_is_refused_at_the_file_and_at_the_manifest(make_disk, nameless):
     small = make_disk("ext4", more=["-N", "16"])
-    with SnapshotDir(small.path / "stored", nameless=nameless) as directory:
+    with SnapshotDir(small.path / "stored", nameless=nameless, reserve=0) as directory:
         while os.statvfs(small.path).f_ffree:
             (small.path / f"stranger-{os.statvfs(small.path).f_ffree}").touch()
         strangers = [name for name in names(small.path) if name.startswith("stranger")]
@@ -155,7 +155,7 @@ def test_a_quota_is_a_full_disk(make_disk, source, nameless):
     run("btrfs", "quota", "enable", small.path)
     run("btrfs", "-q", "quota", "rescan", "-w", small.path)
     path.chmod(0o700)
-    with SnapshotDir(path, nameless=nameless, chunk_size=UNIT) as directory:
+    with SnapshotDir(path, nameless=nameless, chunk_size=UNIT, reserve=0) as directory:
         directory.save_from(CONTENT, 1)
         os.sync()
         run("btrfs", "qgroup", "limit", "4M", path)
@@ -169,11 +169,11 @@ def test_a_quota_is_a_full_disk(make_disk, source, nameless):
 @kinds
 def test_a_disk_mounted_read_only_is_read_and_not_written(make_disk, kind):
     small = make_disk(kind)
-    with SnapshotDir(small.path / "stored") as directory:
+    with SnapshotDir(small.path / "stored", reserve=0) as directory:
         directory.save_from(CONTENT, 1)
     small.unmount()
     small.mount("ro")
-    with SnapshotDir(small.path / "stored") as directory:
+    with SnapshotDir(small.path / "stored", reserve=0) as directory:
         assert directory.verify(1).size == len(CONTENT)
         assert_refused(directory, 2, CONTENT, {errno.EROFS})
 
@@ -196,7 +196,7 @@ def test_a_disk_that_is_made_read_only_in_the_middle_waits_for_the_save(make_dis
     """The kernel does not take away what is open for writing; behind the save it does."""
     small = make_disk(kind)
     agreed = []
-    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT) as directory:
+    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT, reserve=0) as directory:
         halting = Halting(lambda: agreed.append(small.remount("ro")))
         assert directory.save_from(halting, 1).path.read_bytes() == CONTENT
         assert agreed == [False]
@@ -210,7 +210,7 @@ def test_a_disk_that_is_made_read_only_in_the_middle_waits_for_the_save(make_dis
 def test_a_disk_that_breaks_off_in_the_middle_leaves_the_whole_or_nothing(make_disk, kind, nameless):
     """What it says then is an error with a path; mounted again, what was saved before is there."""
     small = make_disk(kind)
-    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT) as directory:
+    with SnapshotDir(small.path / "stored", nameless=nameless, chunk_size=UNIT, reserve=0) as directory:
         directory.save_from(CONTENT, 1)
         with pytest.raises((OSError, SnapstoreError)) as raised:
             directory.save_from(Halting(small.break_off), 2)
@@ -219,7 +219,7 @@ def test_a_disk_that_breaks_off_in_the_middle_leaves_the_whole_or_nothing(make_d
             assert raised.value.filename == str(directory.path / disk.snapshot_name(2))
     small.unmount()
     small.mount()
-    with SnapshotDir(small.path / "stored") as directory:
+    with SnapshotDir(small.path / "stored", reserve=0) as directory:
         assert [saved.index for saved in directory.list()] == [1]
         assert directory.verify(1).path.read_bytes() == CONTENT
         assert len(names(directory.path)) == 2

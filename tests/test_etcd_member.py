@@ -13,6 +13,7 @@ from nodes import WAIT_S, wait_until
 from snapstore.etcd import messages
 from snapstore.etcd.member import RAFT_MESSAGE_SIZE_MAX, _Stream
 from snapstore.meta import SnapshotMeta
+from snapstore.transport.patience import Deadlines
 
 VOTE, PRE_VOTE, TIMEOUT_NOW = 5, 17, 14
 
@@ -242,7 +243,10 @@ def test_a_message_that_breaks_off_is_none(member, caplog, length, body):
 
 
 def test_who_says_nothing_more_is_not_waited_for(nothing_lost, tmp_path):
-    with Member(tmp_path / "member", idle_timeout_s=0.05) as member, member.peer() as peer:
+    with (
+        Member(tmp_path / "member", deadlines=Deadlines(idle_timeout_s=0.05)) as member,
+        member.peer() as peer,
+    ):
         peer.say(head("/raft", length=9), b"\x08")
         assert status_of(peer.hear("POST")) == (400, "error reading raft message\n")
 

@@ -141,7 +141,7 @@ BROKEN = {
     "it is no database of etcd": (sent(FOREIGN), SnapshotCorrupt, "not etcd's"),
     "it is no message": ([b"\xff\xff\xff"], TransportError, "does not answer as etcd does"),
     "a message is too large": ([blob(bytes(5 * 2**20))], TransportError, "larger than max"),
-    "it promises what no store has": ([blob(b"x", 2**50)], SnapshotTooLarge, "more than"),
+    "it promises what no store has": ([blob(b"x", 2**50)], SnapshotTooLarge, "more than the limit"),
     "it promises what no file can have": ([blob(b"x", 2**63)], SnapshotCorrupt, "no file has so many"),
     "it promises all there can be": ([blob(b"x", 2**64 - 1)], SnapshotCorrupt, "no file has so many"),
 }

@@ -14,6 +14,7 @@ from snapstore.errors import PeerRejected, PeerUnreachable, TransportError
 from snapstore.etcd import messages
 from snapstore.stream import SnapshotStream
 from snapstore.transport.http import SnapshotClient, SnapshotServer
+from snapstore.transport.patience import Deadlines
 
 #: The least patience that a connection to nobody can end within.
 SHORT_S = 0.15
@@ -219,4 +220,4 @@ def test_nobody_there(stored):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(PeerUnreachable, match="cannot be reached"):
-        send(url, stored(), client=SnapshotClient(connect_timeout_s=SHORT_S))
+        send(url, stored(), client=SnapshotClient(deadlines=Deadlines(connect_timeout_s=SHORT_S)))

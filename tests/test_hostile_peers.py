@@ -37,6 +37,7 @@ from nodes import (
     written,
 )
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
 
@@ -147,7 +148,9 @@ STALLS = {
 
 @pytest.fixture
 def impatient(nothing_lost, tmp_path):
-    with Follower(tmp_path / "follower", idle_timeout_s=SHORT_S, head_timeout_s=SHORT_S) as follower:
+    with Follower(
+        tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=SHORT_S, head_timeout_s=SHORT_S)
+    ) as follower:
         yield follower
 
 

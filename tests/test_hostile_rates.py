@@ -20,6 +20,7 @@ from bystander import (
     push_the_good,
 )
 from nodes import META, UNIT, Follower, RawPeer, frames, put_head
+from snapstore.transport.patience import Deadlines
 from snapstore.wire import pack_data
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
@@ -55,7 +56,9 @@ def trickle(peer, body, rate):
 @pytest.fixture
 def measuring(nothing_lost, tmp_path):
     """A follower that asks for a least rate."""
-    with Follower(tmp_path / "follower", idle_timeout_s=WINDOW_S, rate_min=RATE_MIN) as follower:
+    with Follower(
+        tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=WINDOW_S, rate_min=RATE_MIN)
+    ) as follower:
         yield follower
 
 
@@ -101,7 +104,7 @@ def test_a_reader_below_the_least_rate_is_cut(tmp_path, caplog, factor, whole):
     """What the sockets hold comes at once; then the reader's pace is all that moves."""
     rate_min = len(LARGE)  # In bytes/s: at four times that, all is read in a quarter of a second.
     caplog.set_level(logging.INFO)
-    options = {"idle_timeout_s": WINDOW_S, "rate_min": rate_min}
+    options = {"deadlines": Deadlines(idle_timeout_s=WINDOW_S, rate_min=rate_min)}
     with Follower(tmp_path / "follower", **options) as follower, RawPeer(follower.url) as peer:
         follower.directory.save_from(LARGE, GOOD_INDEX)
         peer.say(b"GET /v1/snapshots/%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % GOOD_INDEX)

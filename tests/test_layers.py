@@ -15,7 +15,7 @@ ROOT = Path(snapstore.__file__).parent
 #: From the bottom up. A module may import from layers below its own, and from its own.
 LAYERS = (
     ("errors", "meta", "protocols", "outcomes"),
-    ("clock", "disk", "wire", "_fastpipe", "manifest"),
+    ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room"),
     ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
     ("shelf", "directory"),

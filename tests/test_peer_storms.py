@@ -55,8 +55,10 @@ GROWTH_MAX = 48 << 20
 SERVER = """
     import logging
     from snapstore.transport.http import SnapshotServer
+    from snapstore.transport.patience import Deadlines
     logging.basicConfig(filename=sys.argv[2], level=logging.INFO)
-    with SnapshotDir(sys.argv[1]) as directory, SnapshotServer(directory, head_timeout_s=1) as server:
+    limits = Deadlines(head_timeout_s=1)
+    with SnapshotDir(sys.argv[1]) as directory, SnapshotServer(directory, deadlines=limits) as server:
         say(server.url)
         for line in sys.stdin:
             say(*(directory.verify(saved.index).index for saved in directory.list()))

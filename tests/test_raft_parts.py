@@ -1,50 +1,18 @@
-"""The parts of the exchange, each for itself: retries, holds, the inbox, the slot."""
+"""The parts of the exchange, each for itself: holds, the inbox, the slot."""
 
 from __future__ import annotations
 
-import random
 import threading
 import weakref
 
 import pytest
 
 from raft_members import ListKV
-from snapstore.errors import (
-    PeerRejected,
-    PeerUnreachable,
-    StoreClosed,
-    TransportError,
-)
-from snapstore.raft import KvSlot, RetryPolicy
+from snapstore.errors import StoreClosed
+from snapstore.raft import KvSlot
 from snapstore.raft.holds import LINGER_S, Holds
 from snapstore.raft.inbox import Inbox
 from snapstore.testing import FakeClock
-
-
-def test_progress_begins_the_count_anew():
-    retries = RetryPolicy(attempts_max=2, random=lambda: 0.0).begin()
-    broken = PeerUnreachable("cut")
-    size = RetryPolicy().progress_size_min
-    assert [retries.delay_s(broken, reached * size) for reached in (1, 2, 3, 3)] == [0.25, 0.25, 0.25, None]
-
-
-def test_nobody_waits_longer_than_the_limit():
-    clock = FakeClock()
-    retries = RetryPolicy(elapsed_s_max=10.0, random=lambda: 0.0, monotonic=clock.monotonic).begin()
-    assert retries.delay_s(PeerRejected(503, "busy", 5.0), 0) == 5.25
-    clock.advance(5.25)
-    assert retries.delay_s(PeerRejected(503, "busy", 5.0), 0) is None
-    assert retries.delay_s(TransportError("it spoke strangely"), 0) == 1.0
-
-
-def test_delays_are_spread_and_bounded():
-    policy = RetryPolicy(random=random.Random(7).random)
-    delays = [policy.delay_s(1) for _ in range(100)]
-    assert 0.25 <= min(delays) < 0.3
-    assert 0.45 < max(delays) <= 0.5
-    assert 7.5 <= policy.delay_s(1000) <= 15.0
-    with pytest.raises(ValueError, match="attempts_max"):
-        RetryPolicy(attempts_max=0)
 
 
 def test_log_is_held_for_what_followers_will_need():

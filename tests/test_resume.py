@@ -44,6 +44,7 @@ from snapstore.errors import (
 from snapstore.meta import SnapshotMeta
 from snapstore.stream import SnapshotStream
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 from snapstore.wire import pack_data
 
 #: An offer's head, the framing of a few chunks, and HTTP's chunks around them.
@@ -302,7 +303,9 @@ def test_digests_are_as_good_as_the_bytes_they_stand_for(tmp_path):
     """A leader that reads slowly sends few bytes meanwhile, and is neither silent nor too slow."""
     content, window_s = bytes(20 * UNIT), 0.2
     kept = b"".join(kept_frame(content[:UNIT], at) for at in range(0, len(content), UNIT))
-    with Follower(tmp_path / "follower", idle_timeout_s=window_s, rate_min=40_000) as follower:
+    with Follower(
+        tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=window_s, rate_min=40_000)
+    ) as follower:
         with pytest.raises(SnapshotTruncated):
             receive(follower.directory, frames(content)[:-20])
         with RawPeer(follower.url) as peer:
@@ -362,7 +365,7 @@ class TestKeeping:
             assert names(directory.path) == []
 
     def test_a_silent_peer_is_told_and_its_chunks_are_kept(self, tmp_path):
-        with Follower(tmp_path / "follower", idle_timeout_s=0.15) as follower:
+        with Follower(tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=0.15)) as follower:
             with RawPeer(follower.url) as peer:
                 peer.say(put_head())
                 peer.hear_continue()

@@ -21,6 +21,7 @@ from nodes import (
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected, PeerUnreachable, TransportError
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 
 ANSWER = {"index": 7, "size": len(CONTENT), "digest": "crc32c:00000000", "existed": True, "sync_s": 0.1}
 
@@ -38,7 +39,7 @@ def answer(status, body, *lines):
 
 def send(url, stream=None, **timeouts):
     with stream or written() as stream:
-        return SnapshotClient(**timeouts).send_snapshot(url, stream, chunk_size=UNIT)
+        return SnapshotClient(deadlines=Deadlines(**timeouts)).send_snapshot(url, stream, chunk_size=UNIT)
 
 
 def outcome(behave, stream=None, **timeouts):
@@ -80,7 +81,9 @@ def test_a_peer_that_falls_silent_is_unreachable(said, stream):
 
     done = threading.Event()
     with Impostor(behave) as peer:
-        short = dict.fromkeys(["answer_timeout_s", "idle_timeout_s", "connect_timeout_s"], SHORT_S)
+        short = dict.fromkeys(
+            ["offer_timeout_s", "idle_timeout_s", "connect_timeout_s", "fsync_timeout_s"], SHORT_S
+        )
         with pytest.raises(PeerUnreachable, match="fell silent"):
             send(peer.url, stream(), **short)
         done.set()

@@ -89,9 +89,10 @@ def test_a_snapshot_that_is_stored_needs_no_room(tmp_path, monkeypatch, follower
 
 
 def test_a_snapshot_over_the_limit_is_refused_before_and_while_it_comes(tmp_path):
-    with Follower(tmp_path / "follower", size_max=100_000) as follower:
+    with Follower(tmp_path / "follower", limits={"size_max": 100_000}) as follower:
         error = rejected(follower, written(LARGE, pace=unread))
-        assert (error.status, error.reason) == (413, "the limit is 100000 bytes")
+        assert error.status == 413
+        assert error.reason == f"{len(LARGE)} bytes are more than the limit, 100000 bytes"
         assert rejected(follower, endless()).status == 413
         assert follower.names() == []
 

@@ -15,6 +15,7 @@ from nodes import CONTENT, UNIT, WAIT_S, Follower, Impostor, RawPeer, wait_until
 from snapstore.errors import PeerRejected, TransportError
 from snapstore.transport.address import connect, parse_url
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 
 #: A short time that a test has to wait out.
 SHORT_S = 0.15
@@ -151,7 +152,11 @@ def stalled(hello):
 
 
 def test_a_handshake_that_stalls_anywhere_is_cut_and_its_place_is_free_again(tmp_path, node, caplog):
-    options = {"tls": node.server, "head_timeout_s": SHORT_S, "connections_max": 1}
+    options = {
+        "tls": node.server,
+        "deadlines": Deadlines(head_timeout_s=SHORT_S),
+        "connections_max": 1,
+    }
     with Follower(tmp_path / "follower", **options) as follower:
         for said in stalled(client_hello(node.client)):
             caplog.clear()
@@ -169,7 +174,9 @@ def test_a_handshake_that_drips_is_cut_in_time(tmp_path, node):
     """The deadline is for the whole handshake, not for each byte of it."""
     hello = client_hello(node.client)
     with (
-        Follower(tmp_path / "follower", tls=node.server, head_timeout_s=SHORT_S) as follower,
+        Follower(
+            tmp_path / "follower", tls=node.server, deadlines=Deadlines(head_timeout_s=SHORT_S)
+        ) as follower,
         RawPeer(follower.url.replace("https", "http")) as peer,
     ):
         peer.socket.settimeout(SHORT_S / len(hello) * 10)
@@ -208,7 +215,8 @@ def test_a_server_that_fails_in_the_handshake_or_behind_it_is_an_error_of_ours(n
             with contextlib.suppress(OSError), node.server.wrap_socket(connection, server_side=True) as tls:
                 tls.recv(1)
 
-    client = SnapshotClient(tls=node.client, connect_timeout_s=SHORT_S if behave == "stalls" else WAIT_S)
+    deadlines = Deadlines(connect_timeout_s=SHORT_S if behave == "stalls" else WAIT_S)
+    client = SnapshotClient(tls=node.client, deadlines=deadlines)
     with Impostor(server) as impostor, pytest.raises(TransportError):
         client.list(impostor.url.replace("http", "https"))
 

@@ -23,6 +23,7 @@ from nodes import (
 from snapstore.errors import PeerRejected
 from snapstore.transport import connection
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 from snapstore.wire import pack_data
 
 #: A short time that a test has to wait out.
@@ -124,7 +125,9 @@ def test_data_that_is_not_as_announced_saves_nothing(follower):
 
 
 def test_a_peer_that_falls_silent_is_told_and_its_place_is_free_again(tmp_path):
-    with Follower(tmp_path / "follower", idle_timeout_s=SHORT_S, saves_max=1) as follower:
+    with Follower(
+        tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=SHORT_S), saves_max=1
+    ) as follower:
         for said in (b"", frames()[:-1]):
             with RawPeer(follower.url) as peer:
                 peer.say(put_head())
@@ -156,7 +159,7 @@ def test_a_peer_that_leaves_frees_its_place(tmp_path, reset):
 
 
 def test_a_head_that_does_not_end_is_refused_and_an_idle_line_is_closed(tmp_path):
-    with Follower(tmp_path / "follower", head_timeout_s=SHORT_S) as follower:
+    with Follower(tmp_path / "follower", deadlines=Deadlines(head_timeout_s=SHORT_S)) as follower:
         with RawPeer(follower.url) as peer:
             peer.say(GET[:-1])
             status, headers, words = peer.hear("GET")
@@ -172,7 +175,10 @@ def test_a_head_that_does_not_end_is_refused_and_an_idle_line_is_closed(tmp_path
 
 def test_a_head_that_drips_is_refused_in_time(tmp_path):
     """A byte now and then must not keep a connection: the deadline is for the whole head."""
-    with Follower(tmp_path / "follower", head_timeout_s=SHORT_S) as follower, RawPeer(follower.url) as peer:
+    with (
+        Follower(tmp_path / "follower", deadlines=Deadlines(head_timeout_s=SHORT_S)) as follower,
+        RawPeer(follower.url) as peer,
+    ):
         peer.socket.settimeout(SHORT_S / 10)
         heard = b""
         with contextlib.suppress(ConnectionError):
@@ -185,7 +191,7 @@ def test_a_head_that_drips_is_refused_in_time(tmp_path):
 
 
 def test_a_peer_that_does_not_read_an_image_is_cut(tmp_path):
-    with Follower(tmp_path / "follower", idle_timeout_s=SHORT_S) as follower:
+    with Follower(tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=SHORT_S)) as follower:
         follower.directory.save_from(bytes(32 * 1024 * 1024), 7)
         with RawPeer(follower.url) as peer:
             peer.say(b"GET /v1/snapshots/7 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -216,7 +222,7 @@ def test_connections_beyond_the_limit_are_told_so(tmp_path):
 
 
 def test_a_sender_that_is_refused_in_the_middle_reads_why(tmp_path):
-    with Follower(tmp_path / "follower", size_max=8 * 1024 * 1024) as follower:
+    with Follower(tmp_path / "follower", limits={"size_max": 8 * 1024 * 1024}) as follower:
         for _ in range(5):
             with pytest.raises(PeerRejected) as raised, endless() as stream:
                 SnapshotClient().send_snapshot(follower.url, stream)

@@ -32,6 +32,7 @@ from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected, PeerUnreachable
 from snapstore.transport.address import parse_url
 from snapstore.transport.http import SnapshotClient, SnapshotServer
+from snapstore.transport.patience import Deadlines
 from snapstore.wire import Offer
 
 #: A short time that a test has to wait out.
@@ -158,7 +159,7 @@ def test_requests_come_one_after_the_other_on_one_line(secured, node):
 
 
 def test_a_sender_that_is_refused_in_the_middle_reads_why(tmp_path, node):
-    with Follower(tmp_path / "follower", size_max=8 * 1024 * 1024, tls=node.server) as follower:
+    with Follower(tmp_path / "follower", limits={"size_max": 8 * 1024 * 1024}, tls=node.server) as follower:
         for _ in range(5):
             with pytest.raises(PeerRejected) as raised, endless() as stream:
                 SnapshotClient(tls=node.client).send_snapshot(follower.url, stream)
@@ -167,7 +168,9 @@ def test_a_sender_that_is_refused_in_the_middle_reads_why(tmp_path, node):
 
 
 def test_a_peer_that_does_not_read_an_image_is_cut(tmp_path, node):
-    with Follower(tmp_path / "follower", idle_timeout_s=SHORT_S, tls=node.server) as follower:
+    with Follower(
+        tmp_path / "follower", deadlines=Deadlines(idle_timeout_s=SHORT_S), tls=node.server
+    ) as follower:
         follower.directory.save_from(bytes(32 * 1024 * 1024), 7)
         with TlsPeer(follower.url, node.client) as peer:
             peer.say(b"GET /v1/snapshots/7 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -176,7 +179,9 @@ def test_a_peer_that_does_not_read_an_image_is_cut(tmp_path, node):
 
 def test_an_idle_line_is_closed_with_tls_leave(tmp_path, node):
     with (
-        Follower(tmp_path / "follower", head_timeout_s=SHORT_S, tls=node.server) as follower,
+        Follower(
+            tmp_path / "follower", deadlines=Deadlines(head_timeout_s=SHORT_S), tls=node.server
+        ) as follower,
         TlsPeer(follower.url, node.client) as peer,
     ):
         peer.say(GET)

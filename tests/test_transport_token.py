@@ -14,6 +14,7 @@ from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected
 from snapstore.transport.address import parse_url
 from snapstore.transport.http import SnapshotClient, SnapshotServer
+from snapstore.transport.patience import Deadlines
 from snapstore.transport.token import TOKEN_LENGTH_MAX, check_token, shows_token, stays_here, token_headers
 
 TOKEN = "a-Token.of~the+Cluster/0123="
@@ -241,7 +242,7 @@ def test_a_redirect_is_not_followed(tmp_path):
         )
 
     with Impostor(redirect) as impostor, pytest.raises(PeerRejected) as raised:
-        SnapshotClient(token=TOKEN, connect_timeout_s=WAIT_S).list(impostor.url)
+        SnapshotClient(token=TOKEN, deadlines=Deadlines(connect_timeout_s=WAIT_S)).list(impostor.url)
     assert raised.value.status == 307
     assert len(seen) == 1
 

@@ -20,6 +20,7 @@ from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotDurable
 from snapstore.manifest import MANIFEST_CHUNKS_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
 from snapstore.reception import Reception, note_of, open_partial, sweep_partials
+from snapstore.room import RoomAccount
 from snapstore.shelf import Shelf
 from snapstore.source import known_size, open_source
 from snapstore.stored import SavedSnapshot
@@ -53,10 +54,15 @@ class SnapshotDir(Shelf):
         *,
         chunk_size: int = _fastpipe.CHUNK_SIZE_DEFAULT,
         size_max: int = SNAPSHOT_SIZE_MAX,
+        reserve: int | None = None,
         nameless: bool = True,
         direct: bool = True,
+        statvfs: Callable[[int], os.statvfs_result] = os.statvfs,
     ) -> None:
         """Open `path`. `chunk_size` and `size_max` in bytes: the unit of digests, and the largest save.
+
+        `reserve` is how many bytes of the disk no save takes; None: `room.RESERVE_SIZE`, or less on a
+        small disk. `statvfs` asks the disk behind a descriptor.
 
         `nameless=False` and `direct=False` do without O_TMPFILE and without direct I/O, for file
         systems that claim either and fail at it; both are left by themselves where refused.
@@ -67,6 +73,7 @@ class SnapshotDir(Shelf):
         self._nameless = nameless
         self._direct = direct
         self._saving: set[int] = set()
+        self._room = RoomAccount(lambda: statvfs(self._fd), reserve)
         try:
             self.remove_orphans()
         except BaseException:
@@ -90,7 +97,8 @@ class SnapshotDir(Shelf):
 
         `source` is a descriptor, a socket, a binary reader, a bytes-like object, a PipeReader, an
         Image or a SnapshotStream; it is read to its end, or for `size` bytes from a socket. `size`
-        in bytes, where it is known, is checked and its room is taken first; `size_max` and
+        in bytes, where it is known, is checked and its room is taken first; where not, the save may
+        grow until it would eat into the `reserve` or what is promised to others. `size_max` and
         `chunk_size`, in bytes, stand in for the directory's own. `expected` is the manifest that the
         bytes must match. `progress` counts the bytes and can cancel. `idle_timeout_s` is how long a
         source may be silent, and `rate_min` the bytes/s that it must give while we wait for it,
@@ -102,11 +110,15 @@ class SnapshotDir(Shelf):
 
         Raises SnapshotExists before a byte is read (the stored one is kept), SnapshotBusy when this
         index is being saved by this process, SnapshotTruncated, SnapshotTooLarge and SnapshotCorrupt
-        for a bad source, OSError as the system gives it, and SnapshotNotDurable when only the last
-        fsync failed. After any of them but the last nothing is left of the attempt.
+        for a bad source, NoRoom, OSError as the system gives it, and SnapshotNotDurable when only the
+        last fsync failed. After any of them but the last nothing is left of the attempt.
         """
         meta = meta_or_index if callable(meta_or_index) else to_meta(meta_or_index)
-        with self._begun(meta) as file:
+        if size is None:
+            size = expected.size if expected else known_size(source)
+        if size_max is None:
+            size_max = self.size_max
+        with self._begun(meta) as file, self._room.held(file, size, size_max):
             return self._fill(
                 file,
                 source,
@@ -144,7 +156,7 @@ class SnapshotDir(Shelf):
         `data_size` bytes, and `size`, None where only the end will tell. After a break, what was
         verified stays in hidden files for a while (`reception.PARTIAL_AGE_MAX_S`, and not more than
         `PARTIALS_MAX` of them), also when this process is killed; a full or failing disk leaves
-        nothing. Raises SnapshotExists and SnapshotBusy as `save_from` does.
+        nothing. Raises SnapshotExists, SnapshotBusy and NoRoom as `save_from` does.
         """
         with self._claimed(meta.index):
             self._refuse_existing(meta.index)
@@ -156,7 +168,8 @@ class SnapshotDir(Shelf):
                 reception = Reception(self._fd, file, meta.index, size, chunk_size, note, self._fill)
                 try:
                     reception.begin()
-                    yield reception
+                    with self._naming_disk_errors(meta.index), self._room.held(file, size, self.size_max):
+                        yield reception
                 except BaseException as error:
                     reception.settle(error)
                     raise
@@ -172,20 +185,22 @@ class SnapshotDir(Shelf):
         size_max: int | None = None,
         chunk_size: int | None = None,
         expected: Manifest | None = None,
+        progress: Progress | None = None,
         **options: Any,
     ) -> SavedSnapshot:
-        if size is None:
-            size = expected.size if expected else known_size(source)
         unit = chunk_size or (expected.chunk_size if expected else self.chunk_size)
-        copied = file.fill(
-            open_source(source),
-            size=size,
-            size_max=min(self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit),
-            chunk_size=unit,
-            direct=self._direct,
-            expected=expected.chunk_digests if expected else None,
-            **options,
-        )
+        size_max = min(self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit)
+        with self._room.filling(file, size, size_max, progress) as (size_max, progress):
+            copied = file.fill(
+                open_source(source),
+                size=size,
+                size_max=size_max,
+                chunk_size=unit,
+                direct=self._direct,
+                expected=expected.chunk_digests if expected else None,
+                progress=progress,
+                **options,
+            )
         if not callable(meta):
             return self._publish(file, Manifest(meta, copied.size, copied.digest, unit, copied.chunk_digests))
         with _fastpipe.Image(file.fd, copied.size, close_fd=False) as image:

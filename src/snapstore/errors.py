@@ -1,15 +1,20 @@
 """Every way in which snapstore refuses, as names.
 
-No logic and no imports here: the extension, the protocols and every layer above import this file.
+No logic here, and no imports of ours: the extension, the protocols and every layer above import this file.
 `OSError` is never wrapped: a full disk stays `OSError` with its errno and its path.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+#: What a NoRoom tells, and a peer that has no room: all in bytes.
+ROOM_NUMBERS = ("needed", "free", "reserved", "reserve")
 
 
 class SnapstoreError(Exception):
@@ -69,6 +74,38 @@ class SnapshotTooLarge(SnapstoreError):
     """The source has more bytes than were declared or than the limit allows. Nothing was saved."""
 
 
+class NoRoom(SnapstoreError, OSError):
+    """A save would take room that is promised to other saves, or has to stay free. Nothing was saved.
+
+    It is an OSError with `errno` ENOSPC and the snapshot's path, as a full disk is. In bytes: `needed`
+    (of a source that does not tell its size, the least), `free` on the disk, `reserved` for other saves
+    under way beside what those have allocated, and the `reserve` that stays free. `for_now` tells that
+    there is room enough but for those other saves, of which one may fail: ask again.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        needed: int = 0,
+        free: int = 0,
+        reserved: int = 0,
+        reserve: int = 0,
+        for_now: bool = False,
+    ) -> None:
+        OSError.__init__(self, errno.ENOSPC, reason)
+        #: What is missing, without the path.
+        self.reason = reason
+        self.needed = needed
+        self.free = free
+        self.reserved = reserved
+        self.reserve = reserve
+        self.for_now = for_now
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.reason}" if self.filename else self.reason
+
+
 class SnapshotNotDurable(SnapstoreError):
     """The snapshot has its name, but the directory's fsync failed, so a power cut may take it.
 
@@ -109,15 +146,26 @@ class PeerUnreachable(TransportError):
     """The connection could not be made, or broke, or stalled, before the peer answered."""
 
 
+class PeerUntrusted(TransportError):
+    """TLS failed: one side does not take what the other shows. Trying again changes nothing."""
+
+
 class PeerRejected(TransportError):
     """The peer answered and said no.
 
     `status` is the HTTP status, `reason` the peer's own words, `retry_after_s` its advice in
-    seconds, or None where it gave none.
+    seconds, or None where it gave none. `numbers` has what it said of its room, as ROOM_NUMBERS.
     """
 
-    def __init__(self, status: int, reason: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        retry_after_s: float | None = None,
+        numbers: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__(f"{status}: {reason}")
+        self.numbers = dict(numbers or {})
         self.status = status
         self.reason = reason
         self.retry_after_s = retry_after_s

@@ -19,7 +19,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe, disk
-from snapstore.errors import KeptPrefixWrong, PipeClosed, SnapshotBusy, SnapshotCorrupt, TransportError
+from snapstore.errors import (
+    KeptPrefixWrong,
+    NoRoom,
+    PipeClosed,
+    SnapshotBusy,
+    SnapshotCorrupt,
+    TransportError,
+)
 from snapstore.manifest import sealed
 
 if TYPE_CHECKING:
@@ -124,11 +131,6 @@ class Reception:
             os.ftruncate(self._file.fd, 0)  # First: a note must never stand beside another's chunks.
             self._write_note(self._note)
 
-    @property
-    def taken(self) -> int:
-        """How many bytes of the disk an earlier attempt has taken already, written or not."""
-        return os.fstat(self._file.fd).st_blocks * 512
-
     def check(self, manifest: Manifest, progress: Progress | None = None) -> None:
         """Compare what is kept with `manifest`, from the file; `kept` is then how much of it is right.
 
@@ -184,7 +186,9 @@ class Reception:
             return 0
         if isinstance(error, KeptPrefixWrong):
             return (error.chunk or 0) * self._chunk_size
-        return self._written() if isinstance(error, _LINE_BROKE) and not self._lies else 0
+        # Refused for want of room before a byte came: what it has is not the room that is missing.
+        refused = isinstance(error, NoRoom) and self._size is not None
+        return self._written() if (refused or isinstance(error, _LINE_BROKE)) and not self._lies else 0
 
     def _written(self) -> int:
         size = os.fstat(self._file.fd).st_size

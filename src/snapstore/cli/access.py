@@ -6,10 +6,12 @@ user of the machine could read it.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
 from snapstore.cli.exits import UsageError
+from snapstore.retry import RetryPolicy
 from snapstore.transport.http import SnapshotClient
 from snapstore.transport.tls import client_context, server_context
 from snapstore.transport.token import TOKEN_LENGTH_MAX, check_token, stays_here
@@ -29,9 +31,14 @@ _TOKEN_USAGE = f"usage: --token-file FILE, or {TOKEN_VARIABLE} in the environmen
 
 
 def client_of(args: argparse.Namespace, cluster: str = "") -> SnapshotClient:
-    """Return a client for `args.url`, with what `args` say about TLS and token. Raises UsageError."""
+    """Return a client for `args.url`, with what `args` say about attempts, TLS and token.
+
+    Raises UsageError.
+    """
     client = SnapshotClient(
         cluster=cluster,
+        # No raft log waits behind it: while bytes get through, an operator decides when it is enough.
+        retry=RetryPolicy(attempts_max=args.attempts, elapsed_s_max=math.inf),
         tls=_tls(args, client_context),
         token=token_of(args),
         token_in_clear=args.token_in_clear,

@@ -24,6 +24,7 @@ from snapstore.cli.arguments import (
     parse_source_url,
     parse_store,
 )
+from snapstore.retry import ATTEMPTS_MAX
 
 #: Big enough that a disk and a network show what they do, small enough for a minute.
 DEMO_SIZE_DEFAULT = "1GiB"
@@ -98,6 +99,14 @@ _TOKEN_IN_CLEAR = _argument(
     "--token-in-clear",
     action="store_true",
     help="show the token, or the password, to another machine without TLS",
+)
+_ATTEMPTS = _argument(
+    "--attempts",
+    metavar="N",
+    type=parse_count,
+    default=ATTEMPTS_MAX,
+    help="how often it is tried while nothing gets through; each goes on where the one before it came "
+    f"to (default: {ATTEMPTS_MAX})",
 )
 _FROM_ETCD = (
     _argument("--cacert", metavar="FILE", help="of etcd: the authority that signs its certificate, PEM"),
@@ -261,6 +270,7 @@ COMMANDS: tuple[Command, ...] = (
             _AT_INDEX,
             _argument("--term", metavar="T", type=parse_index, required=True, help="its term"),
             _CLUSTER,
+            _ATTEMPTS,
             *_ACCESS,
             _TOKEN_IN_CLEAR,
             _URL,
@@ -281,6 +291,7 @@ COMMANDS: tuple[Command, ...] = (
                 "index", metavar="INDEX", nargs="?", type=parse_index, help="raft's index; not with etcd"
             ),
             _TO_DIR,
+            _ATTEMPTS,
             *_ACCESS,
             _TOKEN_IN_CLEAR,
             *_FROM_ETCD,

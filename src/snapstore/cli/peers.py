@@ -73,6 +73,7 @@ def send(args: argparse.Namespace, screen: Screen) -> int:
 
     client = client_of(args, args.cluster)
     with (
+        _logged_to(screen),
         pinned_stream(args.kv, SnapshotMeta(args.index, args.term)) as stream,
         transfer_bar(screen, f"send {args.index}", stream.size) as progress,
     ):
@@ -100,12 +101,13 @@ def fetch(args: argparse.Namespace, screen: Screen) -> int:
     if args.cacert or args.cert or args.key or args.user or args.password_file:
         raise UsageError("--cacert, --cert, --key and --user are for etcd", "usage: --tls-ca FILE ...")
     client = client_of(args)
-    sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
-    with (
-        SnapshotDir(args.dir) as directory,
-        transfer_bar(screen, f"fetch {args.index}", sizes.get(args.index)) as progress,
-    ):
-        saved = client.fetch(args.url, args.index, directory, progress=progress)
+    with _logged_to(screen):
+        sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
+        with (
+            SnapshotDir(args.dir) as directory,
+            transfer_bar(screen, f"fetch {args.index}", sizes.get(args.index)) as progress,
+        ):
+            saved = client.fetch(args.url, args.index, directory, progress=progress)
     screen.result(saved_fields(saved), saved_text(saved))
     return ExitCode.DONE
 
@@ -122,7 +124,7 @@ def _signals_held() -> Iterator[None]:
 
 @contextmanager
 def _logged_to(screen: Screen) -> Iterator[None]:
-    """Show the package's warnings as notes: refusals, and peers that left."""
+    """Show the package's warnings as notes: refusals, peers that left, and when one is tried again."""
     handler = _NoteHandler(screen)
     logger = logging.getLogger("snapstore")
     logger.addHandler(handler)

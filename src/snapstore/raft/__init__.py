@@ -5,7 +5,7 @@ Imported by nobody but who uses it; no engine is a dependency.
 
 from snapstore.raft.engine import Engine
 from snapstore.raft.exchange import Exchange
-from snapstore.raft.retry import RetryPolicy
 from snapstore.raft.slot import KvSlot
+from snapstore.retry import RetryPolicy
 
 __all__ = ["Engine", "Exchange", "KvSlot", "RetryPolicy"]

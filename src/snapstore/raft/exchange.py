@@ -19,9 +19,9 @@ from snapstore.errors import SnapshotTemporarilyUnavailable
 from snapstore.raft.arrivals import STEP_TIMEOUT_S, Arrivals
 from snapstore.raft.holds import HELD_ENTRIES_MAX, HELD_S_MAX, LINGER_S, Holds
 from snapstore.raft.inbox import Inbox
-from snapstore.raft.retry import RetryPolicy
 from snapstore.raft.transfers import Transfers
 from snapstore.raft.workers import SendThreads
+from snapstore.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from snapstore._fastpipe import Progress
 from snapstore.errors import SnapshotNotInUse, SnapshotTemporarilyUnavailable, StoreClosed
-from snapstore.raft.retry import advice_of
+from snapstore.retry import advice_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from snapstore.raft.engine import Carrier, Engine, SnapshotLender
     from snapstore.raft.holds import Hold, Holds
     from snapstore.raft.inbox import Inbox
-    from snapstore.raft.retry import Retries, RetryPolicy
     from snapstore.raft.workers import Workers
+    from snapstore.retry import Retries, RetryPolicy
     from snapstore.stream import SnapshotStream
 
 logger = logging.getLogger("snapstore.raft")

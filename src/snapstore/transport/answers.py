@@ -8,13 +8,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe
-from snapstore.errors import PeerRejected, SnapshotCorrupt, TransportError
+from snapstore.errors import ROOM_NUMBERS, PeerRejected, SnapshotCorrupt, TransportError
 from snapstore.manifest import digest_text
 
 if TYPE_CHECKING:
     import socket
 
     from snapstore.transport.heads import Head
+    from snapstore.transport.patience import Deadlines
     from snapstore.wire import Offer
 
 #: An answer is a line of JSON; a peer that sends more is not one of ours.
@@ -58,9 +59,9 @@ class SentSnapshot:
 class Answers:
     """Reads the bodies of answers. A peer that drips is a silent one: TimeoutError. From any thread."""
 
-    def __init__(self, idle_timeout_s: float, rate_min: float) -> None:
-        self._idle_timeout_s = idle_timeout_s
-        self._rate_min = rate_min
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._idle_timeout_s = deadlines.idle_timeout_s
+        self._rate_min = deadlines.rate_min
 
     def read_all(self, sock: socket.socket, head: Head, size_max: int) -> bytes:
         """Return the whole body behind `head`; TransportError beyond `size_max` bytes."""
@@ -101,10 +102,16 @@ class Answers:
 
     def read_rejection(self, sock: socket.socket, head: Head) -> PeerRejected:
         """Return the peer's no, with its reason."""
-        reason = shown(str(self.read_json(sock, head).get("error", "no reason given")))
+        fields = self.read_json(sock, head)
+        reason = shown(str(fields.get("error", "no reason given")))
         advice = head.headers.get("retry-after", "")
         known = advice.isascii() and advice.isdigit()
-        return PeerRejected(head.status, reason, min(float(advice), _RETRY_AFTER_S_MAX) if known else None)
+        return PeerRejected(
+            head.status,
+            reason,
+            min(float(advice), _RETRY_AFTER_S_MAX) if known else None,
+            {name: fields[name] for name in ROOM_NUMBERS if isinstance(fields.get(name), int)},
+        )
 
 
 def believed(url: str, sent: SentSnapshot, copied: _fastpipe.Copied | None) -> SentSnapshot:

@@ -42,12 +42,10 @@ if TYPE_CHECKING:
 
     from snapstore.directory import SnapshotDir
     from snapstore.stored import StoredSnapshot
+    from snapstore.transport.patience import Deadlines
     from snapstore.transport.receiver import Receiver
 
 logger = logging.getLogger("snapstore.transport")
-
-#: A head is one packet; a peer that needs longer, or is idle so long between two, is not a peer.
-HEAD_TIMEOUT_S = 10.0
 
 #: How long a refused sender is listened to, so that it reads the answer before the line goes dead.
 LINGER_S = 2.0
@@ -71,9 +69,7 @@ class Connection:
         *,
         peer: str,
         token: str | None,
-        idle_timeout_s: float,
-        rate_min: float,
-        head_timeout_s: float = HEAD_TIMEOUT_S,
+        deadlines: Deadlines,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
         self._socket = sock
@@ -82,9 +78,7 @@ class Connection:
         self._receiver = receiver
         self._peer = peer
         self._token = token
-        self._idle_timeout_s = idle_timeout_s
-        self._rate_min = rate_min
-        self._head_timeout_s = head_timeout_s
+        self._deadlines = deadlines
         self._keep_alive = True
 
     def run(self) -> None:
@@ -103,11 +97,11 @@ class Connection:
 
     def _read_head(self, kept: bytes) -> Head | None:
         try:
-            return read_request(self._socket, kept, self._head_timeout_s)
+            return read_request(self._socket, kept, self._deadlines.head_timeout_s)
         except HeadMalformed as error:
             self.refuse(PeerRejected(error.status, str(error)))
         except TimeoutError:
-            words = f"no whole head within {self._head_timeout_s:g} s"
+            words = f"no whole head within {self._deadlines.head_timeout_s:g} s"
             self.refuse(PeerRejected(HTTPStatus.REQUEST_TIMEOUT, words))
         return None
 
@@ -142,7 +136,8 @@ class Connection:
         raise PeerRejected(HTTPStatus.UNAUTHORIZED, words)
 
     def _call_route(self, route: Route, head: Head) -> bytes:
-        exchange = Exchange(self._socket, head, self._peer, self._idle_timeout_s, self._rate_min)
+        limits = self._deadlines
+        exchange = Exchange(self._socket, head, self._peer, limits.idle_timeout_s, limits.rate_min)
         route(exchange)
         self._keep_alive = exchange.keep_alive
         if not exchange.body.ended:
@@ -162,7 +157,7 @@ class Connection:
         body = _fastpipe.Body(self._socket.fileno(), head.kept, head.body_length)
         waiting = head.headers.get("expect", "").lower() == "100-continue"
         go_on = self._send_continue if waiting else lambda _kept: None
-        status, answer = self._receiver.receive(offer, body, go_on)
+        status, answer = self._receiver.receive(offer, body, go_on, lambda late: self.refuse(late, head))
         # A peer may send its body although it was not wanted.
         self._keep_alive = self._keep_alive and body.ended
         logger.info("snapshot %d from %s: %s", index, self._peer, answer)
@@ -248,8 +243,8 @@ class Connection:
                 self._socket.fileno(),
                 offset=start,
                 length=length,
-                idle_timeout_s=self._idle_timeout_s,
-                rate_min=self._rate_min,
+                idle_timeout_s=self._deadlines.idle_timeout_s,
+                rate_min=self._deadlines.rate_min,
             )
         except (OSError, SnapstoreError) as error:
             raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
@@ -268,7 +263,9 @@ class Connection:
         if rejected.retry_after_s is not None:
             headers.append(("Retry-After", str(max(1, round(rejected.retry_after_s)))))
         with contextlib.suppress(OSError):
-            self._respond(rejected.status, to_json({"error": rejected.reason}), headers, head=head)
+            self._respond(
+                rejected.status, to_json({"error": rejected.reason, **rejected.numbers}), headers, head=head
+            )
             if head is None or head.body_length != 0:
                 self._linger()
 
@@ -289,7 +286,7 @@ class Connection:
         self._send(answer if head is not None and head.method == "HEAD" else answer + body)
 
     def _send(self, data: bytes) -> None:
-        self._socket.settimeout(self._idle_timeout_s)
+        self._socket.settimeout(self._deadlines.idle_timeout_s)
         self._socket.sendall(data)
 
 

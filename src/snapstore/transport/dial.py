@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from snapstore.errors import PeerUnreachable, TransportError
+from snapstore.errors import PeerUnreachable, PeerUntrusted
 from snapstore.transport.address import Address, connect, parse_url
 from snapstore.transport.relay import Relay
 from snapstore.transport.tls import TlsFailed
@@ -19,23 +19,21 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
+    from snapstore.transport.patience import Deadlines
+
 
 class Dialer:
     """Makes connections to peers, as `SnapshotClient` was told to. Safe to use from any thread."""
 
     def __init__(
         self,
-        connect_timeout_s: float,
-        idle_timeout_s: float,
-        answer_timeout_s: float,
+        deadlines: Deadlines,
         tls: ssl.SSLContext | None,
         token: str | None,
         *,
         token_in_clear: bool,
     ) -> None:
-        self._connect_timeout_s = connect_timeout_s
-        self._idle_timeout_s = idle_timeout_s
-        self._answer_timeout_s = answer_timeout_s
+        self._deadlines = deadlines
         self._tls = tls
         self._token = check_token(token)
         self._token_in_clear = token_in_clear
@@ -61,11 +59,11 @@ class Dialer:
     def connected(self, url: str) -> Iterator[tuple[socket.socket, Address]]:
         """Yield a line to the peer at `url`, plain for whoever uses it.
 
-        Raises ValueError, PeerUnreachable, and TransportError where the peers' TLS does not fit.
+        Raises ValueError, PeerUnreachable, and PeerUntrusted where the peers' TLS does not fit.
         """
         address = self.check(url)
         try:
-            network = connect(address, self._connect_timeout_s)
+            network = connect(address, self._deadlines.connect_timeout_s)
         except OSError as error:
             raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
         with network:
@@ -73,7 +71,7 @@ class Dialer:
                 with self._secured(network, url, address, self._tls) as plain:
                     yield plain, address
             else:
-                network.settimeout(self._idle_timeout_s)
+                network.settimeout(self._deadlines.idle_timeout_s)
                 yield network, address
 
     @contextmanager
@@ -85,20 +83,20 @@ class Dialer:
                 network,
                 tls,
                 host=address.host,
-                handshake_timeout_s=self._connect_timeout_s,
+                handshake_timeout_s=self._deadlines.connect_timeout_s,
                 # Whoever uses the line has a shorter patience of his own; this one bounds the end.
-                idle_timeout_s=self._answer_timeout_s,
+                idle_timeout_s=self._deadlines.fsync_timeout_s,
             )
         except TlsFailed as error:
-            raise TransportError(f"{url}: {error}") from error
+            raise PeerUntrusted(f"{url}: {error}") from error
         except OSError as error:
             raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
         try:
             with relay:
-                relay.plain.settimeout(self._idle_timeout_s)
+                relay.plain.settimeout(self._deadlines.idle_timeout_s)
                 yield relay.plain
         except PeerUnreachable:
             # With TLS 1.3 a peer refuses our certificate only after the handshake.
             if isinstance(relay.failure, TlsFailed):
-                raise TransportError(f"{url}: {relay.failure}") from relay.failure
+                raise PeerUntrusted(f"{url}: {relay.failure}") from relay.failure
             raise

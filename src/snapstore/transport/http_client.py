@@ -1,7 +1,8 @@
 """The leader's side of the walk, and a follower's pull: one connection for each snapshot.
 
-Blocking calls for any thread; the bytes are moved by the C core without the GIL. Retries are the
-caller's: a call ends with the peer's answer or with one error that says why there is none.
+Blocking calls for any thread; the bytes are moved by the C core without the GIL. When an attempt failed,
+retry.py says whether there is another; a call ends with the peer's answer, or with the error of its
+last attempt.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +20,17 @@ from snapstore.errors import (
     PeerUnreachable,
     ReceiverSilent,
     SnapshotCorrupt,
+    SnapshotTruncated,
     TransportError,
 )
 from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import check_index
+from snapstore.retry import RetryPolicy, is_passing
 from snapstore.transport.address import Address
 from snapstore.transport.answers import Answers, SentSnapshot, believed
 from snapstore.transport.dial import Dialer
 from snapstore.transport.heads import Head, HeadMalformed, read_response, request_head
-from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, READ_BACK_RATE_MIN, check_rate
+from snapstore.transport.patience import READ_BACK_RATE_MIN, Deadlines
 from snapstore.wire import Offer, OfferMalformed, check_cluster, entity_tag, pack_data, parse_kept
 
 if TYPE_CHECKING:
@@ -38,18 +42,33 @@ if TYPE_CHECKING:
     from snapstore.stored import SavedSnapshot, StoredSnapshot
     from snapstore.stream import SnapshotStream
 
-#: Within one network a connection takes milliseconds; a peer that needs longer is down.
-CONNECT_TIMEOUT_S = 5.0
+#: A library tries once: a raft engine around it tries again by itself, and two loops would multiply.
+_ONCE = RetryPolicy(attempts_max=1)
 
-#: What the follower may take after the last byte: its fsync of gigabytes, and the node's own step.
-ANSWER_TIMEOUT_S = 300.0
+
+@dataclass
+class _Push:
+    """A snapshot on its way to one peer, in one attempt or several."""
+
+    url: str
+    offer: Offer
+    stream: SnapshotStream
+    progress: Progress
+    body_begun: bool = False
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether another attempt would send all of it; raises what the stream was closed for."""
+        return not self.body_begun or self.stream.rereadable
 
 
 class SnapshotClient:
     """Sends snapshots to followers and fetches them from peers. Safe to use from any thread.
 
-    `cluster` goes with each offer. Timeouts in seconds; they follow progress, so no size is too
-    large for them.
+    `cluster` goes with each offer. `deadlines` say what each stage may take; no size is too large for
+    them. With `retry`, a call whose attempt failed for the moment tries again by itself, behind what
+    the receiver has verified and kept; `progress` then counts the bytes of all attempts, and to cancel it
+    ends the waits between them, too. Without, each call is one attempt.
 
     `tls` (see `transport.tls.client_context`) is for the peers whose URL is https. `token` goes with
     each request, but in the clear to this machine only, unless `token_in_clear` says that the
@@ -60,23 +79,17 @@ class SnapshotClient:
         self,
         *,
         cluster: str = "",
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
-        rate_min: float = RATE_MIN,
-        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        deadlines: Deadlines | None = None,
+        retry: RetryPolicy | None = None,
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
         token_in_clear: bool = False,
     ) -> None:
         self.cluster = check_cluster(cluster)
-        self.connect_timeout_s = connect_timeout_s
-        self.idle_timeout_s = idle_timeout_s
-        self.rate_min = check_rate(rate_min)
-        self.answer_timeout_s = answer_timeout_s
-        self._answers = Answers(idle_timeout_s, self.rate_min)
-        self._dialer = Dialer(
-            connect_timeout_s, idle_timeout_s, answer_timeout_s, tls, token, token_in_clear=token_in_clear
-        )
+        self.deadlines = deadlines or Deadlines()
+        self.retry = retry or _ONCE
+        self._answers = Answers(self.deadlines)
+        self._dialer = Dialer(self.deadlines, tls, token, token_in_clear=token_in_clear)
 
     def check_url(self, url: str) -> None:
         """Raise ValueError where `url` is none, or this client must not speak to it.
@@ -110,13 +123,19 @@ class SnapshotClient:
         compare digests in place of the bytes.
         """
         offer = Offer(stream.meta, stream.size, chunk_size, self.cluster, len(stream.meta.data), message)
-        try:
-            return self._push(url, offer, stream, progress)
-        except PeerRejected as rejected:
-            # It kept bytes of another snapshot that was announced alike; they are gone now.
-            if rejected.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not stream.rereadable:
+        with stream.watched(progress) as watched:
+            push = _Push(url, offer, stream, watched)
+            try:
+                return self.retry.run(
+                    lambda: self._push_twice(push),
+                    watched,
+                    f"snapshot {offer.meta.index} to {url}",
+                    passing=lambda error: is_passing(error) and push.repeatable,
+                )
+            except TransportError as error:
+                if stream.reason is not None:  # Closed while it waited for the next attempt.
+                    raise stream.reason from error
                 raise
-        return self._push(url, offer, stream, progress)
 
     def send_etcd(
         self,
@@ -136,8 +155,9 @@ class SnapshotClient:
         # From above, and it needs an extra: so not before somebody calls this.
         from snapstore.etcd.sender import EtcdSender
 
+        limits = self.deadlines
         sender = EtcdSender(
-            self._dialer, self._answers, self.idle_timeout_s, self.rate_min, self.answer_timeout_s
+            self._dialer, self._answers, limits.idle_timeout_s, limits.rate_min, limits.fsync_timeout_s
         )
         sender.send(
             url, source, message, cluster_id=cluster_id, peer_urls=peer_urls, verify=verify, progress=progress
@@ -145,10 +165,13 @@ class SnapshotClient:
 
     def list(self, url: str) -> list[dict[str, Any]]:
         """Return what the peer has stored: index, term, size, digest and problem of each."""
-        with self._dialer.connected(url) as (sock, address), naming(url):
-            listed = self._answers.read_json(sock, self._request(sock, address, "GET", "/v1/snapshots")).get(
-                "snapshots"
-            )
+
+        def attempt() -> Any:
+            with self._dialer.connected(url) as (sock, address), naming(url):
+                head = self._request(sock, address, "GET", "/v1/snapshots")
+                return self._answers.read_json(sock, head).get("snapshots")
+
+        listed = self.retry.run(attempt, _fastpipe.Progress(), f"the list of {url}")
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise TransportError(f"{url} did not answer with a list of snapshots")
         return listed
@@ -170,6 +193,20 @@ class SnapshotClient:
         behind what was verified and kept.
         """
         index = check_index(index)
+        watched = progress or _fastpipe.Progress()
+        return self.retry.run(
+            lambda: self._pull(url, index, directory, digest, watched),
+            watched,
+            f"snapshot {index} from {url}",
+            # The line ended too early; what came of it is kept.
+            passing=lambda error: is_passing(error) or isinstance(error, SnapshotTruncated),
+        )
+
+    # The pull.
+
+    def _pull(
+        self, url: str, index: int, directory: SnapshotDir, digest: str | None, progress: Progress
+    ) -> SavedSnapshot:
         target = f"/v1/snapshots/{index}"
         manifest = Manifest.from_bytes(self._get(url, target + "/manifest"))
         if manifest.meta.index != index:
@@ -193,64 +230,65 @@ class SnapshotClient:
                     manifest.meta,
                     expected=manifest,
                     progress=progress,
-                    idle_timeout_s=self.idle_timeout_s,
-                    rate_min=self.rate_min,
+                    idle_timeout_s=self.deadlines.idle_timeout_s,
+                    rate_min=self.deadlines.rate_min,
                 )
 
     # The push.
 
-    def _push(
-        self, url: str, offer: Offer, stream: SnapshotStream, progress: Progress | None
-    ) -> SentSnapshot:
-        with self._dialer.connected(url) as (sock, address):
-            with naming(url):
-                answer = self._offer(sock, address, offer)
+    def _push_twice(self, push: _Push) -> SentSnapshot:
+        """One attempt; at once another where it failed for what the peer has thrown away meanwhile."""
+        try:
+            return self._push(push)
+        except PeerRejected as rejected:
+            # It kept bytes of another snapshot that was announced alike; they are gone now.
+            if rejected.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not push.repeatable:
+                raise
+        return self._push(push)
+
+    def _push(self, push: _Push) -> SentSnapshot:
+        with self._dialer.connected(push.url) as (sock, address):
+            with naming(push.url):
+                answer = self._offer(sock, address, push.offer)
                 if answer.status != HTTPStatus.CONTINUE:
-                    return believed(url, self._answers.read_sent(sock, answer, offer), None)
-                kept = parse_kept(answer.headers, offer)
+                    return believed(push.url, self._answers.read_sent(sock, answer, push.offer), None)
+                kept = parse_kept(answer.headers, push.offer)
             # One that said more than "go on" has refused already.
-            copied = None if answer.kept else self._send_body(sock, offer, stream, kept, progress)
-            patience_s = (
-                self.answer_timeout_s + kept / READ_BACK_RATE_MIN if copied else self.connect_timeout_s
-            )
-            with naming(url):
+            copied = None if answer.kept else self._send_body(sock, push, kept)
+            patience_s = self.deadlines.connect_timeout_s
+            if copied:
+                patience_s = self.deadlines.fsync_timeout_s + kept / READ_BACK_RATE_MIN
+            with naming(push.url):
                 answer = read_response(sock, answer.kept, patience_s, of="PUT")
-                sent = self._answers.read_sent(sock, answer, offer, kept)
-        return believed(url, sent, copied)
+                sent = self._answers.read_sent(sock, answer, push.offer, kept)
+        return believed(push.url, sent, copied)
 
     def _offer(self, sock: socket.socket, address: Address, offer: Offer) -> Head:
         """Make the offer; the peer's "go on" (100 Continue), or its answer where that is final."""
         headers = [*self._dialer.headers(address), *offer.headers(), ("Expect", "100-continue")]
         sock.sendall(request_head("PUT", f"/v1/snapshots/{offer.meta.index}", headers))
-        return read_response(sock, b"", self.answer_timeout_s, of="PUT", or_continue=True)
+        return read_response(sock, b"", self.deadlines.offer_timeout_s, of="PUT", or_continue=True)
 
-    def _send_body(
-        self,
-        sock: socket.socket,
-        offer: Offer,
-        stream: SnapshotStream,
-        kept: int,
-        progress: Progress | None,
-    ) -> _fastpipe.Copied | None:
-        """Send all of `stream`; None where the line broke: the peer left, or answered in the middle."""
-        data = pack_data(stream.meta.data)
-        patience_s = self.idle_timeout_s + kept / READ_BACK_RATE_MIN
+    def _send_body(self, sock: socket.socket, push: _Push, kept: int) -> _fastpipe.Copied | None:
+        """Send all of the stream; None where the line broke: the peer left, or answered in the middle."""
+        stream, data = push.stream, pack_data(push.stream.meta.data)
+        patience_s = self.deadlines.idle_timeout_s + kept / READ_BACK_RATE_MIN
+        push.body_begun = True
         try:
             sock.settimeout(patience_s)
             if data:
                 sock.sendall(b"%x\r\n%b\r\n" % (len(data), data))
-            with stream.watched(progress) as watched:
-                return _fastpipe.send_frames(
-                    stream.source,
-                    sock.fileno(),
-                    size=offer.size,
-                    chunk_size=offer.chunk_size,
-                    kept=kept,
-                    http_chunked=True,
-                    progress=watched,
-                    idle_timeout_s=patience_s,
-                    rate_min=self.rate_min,
-                )
+            return _fastpipe.send_frames(
+                stream.source,
+                sock.fileno(),
+                size=push.offer.size,
+                chunk_size=push.offer.chunk_size,
+                kept=kept,
+                http_chunked=True,
+                progress=push.progress,
+                idle_timeout_s=patience_s,
+                rate_min=self.deadlines.rate_min,
+            )
         except Exception as error:
             # Closed meanwhile, by whoever compacted the log or stopped the store: that is why.
             if stream.reason is not None and stream.reason is not error:
@@ -277,7 +315,7 @@ class SnapshotClient:
     ) -> Head:
         headers = [*self._dialer.headers(address), ("Connection", "close"), *more]
         sock.sendall(request_head(method, target, headers))
-        head = read_response(sock, b"", self.answer_timeout_s, of=method)
+        head = read_response(sock, b"", self.deadlines.offer_timeout_s, of=method)
         if head.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
             raise self._answers.read_rejection(sock, head)
         return head

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from snapstore.errors import ForkedProcess, PeerRejected
 from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address, peer_name
-from snapstore.transport.connection import HEAD_TIMEOUT_S, LINGER_S, Connection, linger
+from snapstore.transport.connection import LINGER_S, Connection, linger
 from snapstore.transport.heads import response_head
-from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, check_rate
+from snapstore.transport.patience import Deadlines
 from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
 from snapstore.transport.relay import Relay
 from snapstore.transport.routes import check_routes
@@ -52,10 +52,9 @@ class SnapshotServer:
     `on_saved(saved)` is called on a thread of the server's after each save and before its answer;
     an exception there is the peer's answer. `on_offer(offer)` may refuse by raising PeerRejected.
     For one request both are called on the same thread.
-    `cluster` refuses offers of other clusters. Timeouts in seconds: `idle_timeout_s` without a byte of
-    a body, either way; `head_timeout_s` for a whole head, for a TLS handshake, and between two
-    requests. A peer that keeps us waiting for fewer than `rate_min` bytes/s, over `idle_timeout_s`
-    each, counts as silent.
+    `cluster` refuses offers of other clusters. `deadlines` say what each stage may take. An `on_saved` that
+    takes longer goes on, and is not called beside itself for the same index; the peer is told to come
+    again, and hears then what came of it.
 
     `tls` (see `transport.tls.server_context`) makes it speak TLS only. Peers must show `token`, where
     there is one, with every request but /healthz.
@@ -74,16 +73,13 @@ class SnapshotServer:
         cluster: str = "",
         saves_max: int = SAVES_MAX,
         connections_max: int = CONNECTIONS_MAX,
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
-        rate_min: float = RATE_MIN,
-        head_timeout_s: float = HEAD_TIMEOUT_S,
+        deadlines: Deadlines | None = None,
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
-        if min(saves_max, connections_max) < 1 or min(idle_timeout_s, head_timeout_s) <= 0:
-            raise ValueError("saves_max and connections_max are 1 or more, timeouts are above 0 seconds")
-        check_rate(rate_min)
+        if min(saves_max, connections_max) < 1:
+            raise ValueError("saves_max and connections_max are 1 or more")
         wanted = parse_address(address)
         if tls is not None and (wanted.path is not None or tls.protocol == ssl.PROTOCOL_TLS_CLIENT):
             raise ValueError("TLS needs HOST:PORT to listen on, and a context for the server's side")
@@ -91,17 +87,14 @@ class SnapshotServer:
         self._token = check_token(token)
         self._routes = check_routes(routes or {})
         self.directory = directory
-        self.idle_timeout_s = idle_timeout_s
-        self.rate_min = rate_min
-        self.head_timeout_s = head_timeout_s
+        self.deadlines = deadlines or Deadlines()
         self.receiver = Receiver(
             directory,
             cluster=cluster,
             on_offer=on_offer,
             on_saved=on_saved,
             saves_max=saves_max,
-            idle_timeout_s=idle_timeout_s,
-            rate_min=rate_min,
+            deadlines=self.deadlines,
         )
         self._connections_max = connections_max
         self._pid = os.getpid()
@@ -212,14 +205,14 @@ class SnapshotServer:
                 self._connections.pop(connection, None)
 
     def _serve_tls(self, network: socket.socket, peer: str, tls: ssl.SSLContext) -> None:
-        until_s = time.monotonic() + self.head_timeout_s
+        until_s = time.monotonic() + self.deadlines.head_timeout_s
         try:
             relay = Relay(
                 network,
                 tls,
                 host=None,
-                handshake_timeout_s=self.head_timeout_s,
-                idle_timeout_s=self.idle_timeout_s,
+                handshake_timeout_s=self.deadlines.head_timeout_s,
+                idle_timeout_s=self.deadlines.idle_timeout_s,
             )
         except NotTls:
             words = "this port speaks TLS; its URL begins with https://"
@@ -239,9 +232,7 @@ class SnapshotServer:
             self.receiver,
             peer=peer,
             token=self._token,
-            idle_timeout_s=self.idle_timeout_s,
-            rate_min=self.rate_min,
-            head_timeout_s=self.head_timeout_s,
+            deadlines=self.deadlines,
             routes=self._routes,
         )
 

@@ -1,6 +1,18 @@
-"""How long either side waits for the other. Numbers and their reasons; no clocks."""
+"""How long either side waits for the other: each stage has a budget of its own. No clocks.
+
+No budget is for a whole transfer. What has a length is measured by what comes in a while, so that no
+snapshot is too large and no link too slow that carries the least rate; see `Deadlines`.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+#: Within one network a connection takes milliseconds; a peer that needs longer is down.
+CONNECT_TIMEOUT_S = 5.0
+
+#: A head is one packet; a peer that needs longer, or is idle so long between two, is not a peer.
+HEAD_TIMEOUT_S = 10.0
 
 #: A link that carries nothing for so long is gone; half of a usual dead-peer time, a dozen heartbeats.
 IDLE_TIMEOUT_S = 30.0
@@ -8,10 +20,51 @@ IDLE_TIMEOUT_S = 30.0
 #: In bytes/s. No link that a cluster runs on is slower; a peer that drips must not keep a place for ever.
 RATE_MIN = 16 * 1024
 
+#: What a node may take to step a saved snapshot before its leader is told to come again: some minutes
+#: of copying gigabytes into a KV. Less than FSYNC_TIMEOUT_S by what an fsync of them takes.
+APPLY_TIMEOUT_S = 120.0
+
+#: A follower that has the snapshot already lets its node step it before it answers the offer, and makes
+#: its name last: longer than APPLY_TIMEOUT_S, by the fsync of a directory on a busy disk.
+OFFER_TIMEOUT_S = 150.0
+
+#: What the follower may take after the last byte: its fsync of gigabytes, and the node's own step.
+FSYNC_TIMEOUT_S = 300.0
 
 #: In bytes/s. Both sides read again what was kept, at the pace of the slower disk, and little is sent
 #: meanwhile: the leader waits this much longer. No disk that holds snapshots is slower.
 READ_BACK_RATE_MIN = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """What each stage of a transfer may take, in seconds. Immutable; for clients and servers alike.
+
+    `connect_timeout_s`: a connection and its TLS handshake, asked for by a client.
+    `head_timeout_s`: a whole head and a TLS handshake, and the time between two requests, at a server.
+    `offer_timeout_s`: from a request's head to the answer's.
+    `idle_timeout_s` and `rate_min`: a body, either way. Stalled is who keeps us waiting for so long
+    without a byte, or for so long in all with fewer than `rate_min` bytes/s; the waiting counts, not
+    the time that our own disk takes.
+    `fsync_timeout_s`: from the last byte sent to the answer that it is saved.
+    `apply_timeout_s`: what the node makes of a saved snapshot (`on_saved`). When it is over, the peer is
+    told to come again (503); the node goes on meanwhile, and the snapshot stays saved.
+    """
+
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    head_timeout_s: float = HEAD_TIMEOUT_S
+    offer_timeout_s: float = OFFER_TIMEOUT_S
+    idle_timeout_s: float = IDLE_TIMEOUT_S
+    rate_min: float = RATE_MIN
+    fsync_timeout_s: float = FSYNC_TIMEOUT_S
+    apply_timeout_s: float = APPLY_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate_min)
+        for field in fields(self):
+            # Not `<= 0`: a NaN is no time either.
+            if field.name.endswith("_s") and not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name} is above 0 seconds, not {getattr(self, field.name)}")
 
 
 def check_rate(rate_min: float) -> float:

@@ -7,16 +7,18 @@ body; no sockets but through them, no heads, no threads.
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from snapstore import _fastpipe
 from snapstore.errors import (
+    ROOM_NUMBERS,
     KeptPrefixWrong,
+    NoRoom,
     PeerRejected,
     PipeClosed,
     SnapshotBusy,
@@ -26,6 +28,7 @@ from snapstore.errors import (
     SnapshotTooLarge,
     SnapstoreError,
 )
+from snapstore.transport.steps import Steps
 from snapstore.wire import Offer, check_cluster, exact_reader, read_data
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot
+    from snapstore.transport.patience import Deadlines
+
+    _Refuse = Callable[[PeerRejected], object]
 
 T = TypeVar("T")
 
@@ -42,18 +48,22 @@ SAVES_MAX = 2
 #: What a busy follower tells a leader to wait: long enough not to be a storm, short enough to be soon.
 RETRY_AFTER_S = 1.0
 
+#: When to come again where other saves hold the room: one of them has to end, and to have failed.
+RETRY_AFTER_S_ROOM = 10.0
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Receiver:
     """Takes offers for one directory, from any number of threads; `saves_max` bodies at once.
 
-    In order: cluster, stale, the node's own say, stored already, too large, no space, busy.
+    In order: cluster, stale, the node's own say, stored already, busy, too large, no room.
 
     `on_offer(offer)` may refuse by raising PeerRejected. `on_saved(saved)` is called after the save
     and before the answer, so that the node steps its raft message then; what it raises is the
     peer's answer. It is called again when a snapshot is offered that is stored already, since the
-    leader may have missed the first answer.
+    leader may have missed the first answer. One that takes longer than `apply_timeout_s` goes on where
+    it is, and the peer is refused with 503 meanwhile, as whoever offers this index until it has ended.
     """
 
     def __init__(
@@ -64,16 +74,15 @@ class Receiver:
         on_offer: Callable[[Offer], object] | None,
         on_saved: Callable[[SavedSnapshot], object] | None,
         saves_max: int,
-        idle_timeout_s: float,
-        rate_min: float,
+        deadlines: Deadlines,
     ) -> None:
         self._directory = directory
         self._cluster = check_cluster(cluster)
         self._on_offer = on_offer
-        self._on_saved = on_saved
-        self._room = threading.BoundedSemaphore(saves_max)
-        self._idle_timeout_s = idle_timeout_s
-        self._rate_min = rate_min
+        step = partial(self._ask, on_saved, words="saved, but the node refused it")
+        self._steps = Steps(step, deadlines.apply_timeout_s)
+        self._places = threading.BoundedSemaphore(saves_max)
+        self._deadlines = deadlines
         self._lock = threading.Lock()
         self._saves: list[_fastpipe.Progress] = []
         self._closed = False
@@ -87,23 +96,29 @@ class Receiver:
             save.cancel()
 
     def receive(
-        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]
+        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None], refuse: _Refuse
     ) -> tuple[int, dict[str, Any]]:
         """Decide on `offer`; call `go_on` and save `body`, or raise PeerRejected. (status, answer).
 
         `go_on` is told how many bytes were kept of an earlier attempt: the sender may send their
-        digests alone.
+        digests alone. `refuse` is called, on another thread, where the peer must not wait for the node
+        any longer; when the node has come to its end, ConnectionAbortedError is raised.
         """
         self._decide(offer)
         try:
             saved, existed = self._settle(offer, body, go_on)
         except (PeerRejected, ConnectionError):
             raise
+        except NoRoom as error:
+            numbers = {name: getattr(error, name) for name in ROOM_NUMBERS}
+            advice_s = RETRY_AFTER_S_ROOM if error.for_now else None
+            status = HTTPStatus.INSUFFICIENT_STORAGE
+            raise PeerRejected(status, error.reason, advice_s, numbers) from error
         except SnapshotBusy as error:
             raise PeerRejected(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_AFTER_S) from error
         except (OSError, SnapstoreError) as error:
             raise PeerRejected(_status_of(error), str(error)) from error
-        self._ask(self._on_saved, saved, "saved, but the node refused it")
+        self._steps.take(saved, refuse)
         return HTTPStatus.OK if existed else HTTPStatus.CREATED, {
             "index": saved.index,
             "size": saved.size,
@@ -153,36 +168,23 @@ class Receiver:
             raise PeerRejected(HTTPStatus.CONFLICT, "a different snapshot of this index is stored")
         return saved
 
-    def _check_size(self, offer: Offer) -> None:
-        if offer.size is not None and offer.size > self._directory.size_max:
-            words = f"the limit is {self._directory.size_max} bytes"
-            raise PeerRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, words)
-
-    def _check_room(self, offer: Offer, taken: int) -> None:
-        status = os.statvfs(self._directory.path)
-        free = status.f_bavail * status.f_frsize
-        if offer.size is not None and offer.size > free + taken:
-            words = f"{offer.size} bytes offered, {free} bytes free"
-            raise PeerRejected(HTTPStatus.INSUFFICIENT_STORAGE, words)
-
     def _save(self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]) -> SavedSnapshot:
-        self._check_size(offer)
         with (
             self._place(),
             self._directory.receive(
                 offer.meta, size=offer.size, chunk_size=offer.chunk_size, data_size=offer.data_size
             ) as reception,
         ):
-            self._check_room(offer, reception.taken)
             go_on(reception.kept)
-            data = read_data(offer, exact_reader(body, self._idle_timeout_s, self._rate_min))
+            limits = self._deadlines
+            data = read_data(offer, exact_reader(body, limits.idle_timeout_s, limits.rate_min))
             with self._under_way() as progress:
                 return reception.save(
                     _fastpipe.Frames(body, chunk_size=offer.chunk_size, size=offer.size),
                     replace(offer.meta, data=data),
                     progress=progress,
-                    idle_timeout_s=self._idle_timeout_s,
-                    rate_min=self._rate_min,
+                    idle_timeout_s=limits.idle_timeout_s,
+                    rate_min=limits.rate_min,
                 )
 
     @contextmanager
@@ -200,14 +202,14 @@ class Receiver:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        if not self._room.acquire(blocking=False):
+        if not self._places.acquire(blocking=False):
             raise PeerRejected(
                 HTTPStatus.SERVICE_UNAVAILABLE, "busy: other snapshots are being saved", RETRY_AFTER_S
             )
         try:
             yield
         finally:
-            self._room.release()
+            self._places.release()
 
     def _ask(self, hook: Callable[[T], object] | None, subject: T, words: str) -> None:
         """Call one of the node's hooks: its own refusal is what the leader has to hear, whatever its type."""

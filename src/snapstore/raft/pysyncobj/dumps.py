@@ -30,9 +30,9 @@ from snapstore.raft.pysyncobj.own_dump import OwnDump, Saver
 from snapstore.raft.pysyncobj.redemption import CLOSE_TIMEOUT_S, Redeemer
 from snapstore.raft.pysyncobj.restart import open_start
 from snapstore.raft.pysyncobj.ticket import TicketMalformed, pack_meta, unpack_meta
-from snapstore.raft.retry import RetryPolicy
 from snapstore.raft.slot import KvSlot
 from snapstore.raft.workers import SendThreads
+from snapstore.retry import RetryPolicy
 from snapstore.transport.http_client import SnapshotClient
 
 try:

@@ -22,7 +22,7 @@ from snapstore.errors import (
     SnapshotNotFound,
     SnapshotTemporarilyUnavailable,
 )
-from snapstore.raft.retry import advice_of
+from snapstore.retry import advice_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from snapstore.directory import SnapshotDir
     from snapstore.raft.pysyncobj.dump_file import PreparedTicket
     from snapstore.raft.pysyncobj.ticket import Ticket
-    from snapstore.raft.retry import RetryPolicy
     from snapstore.raft.slot import ClosableKV
     from snapstore.raft.workers import Workers
+    from snapstore.retry import RetryPolicy
     from snapstore.stored import SavedSnapshot
     from snapstore.transport.http_client import SnapshotClient
 
