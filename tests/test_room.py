@@ -40,8 +40,10 @@ class FakeDisk:
         self.free, self.size = free, size or free
 
     def statvfs(self, fd):
-        with os.scandir(fd) as found:
-            used = sum(entry.stat().st_blocks * 512 for entry in found if PARTIAL.match(entry.name))
+        used = 0
+        for name in os.listdir(fd):
+            with contextlib.suppress(FileNotFoundError):  # Published or removed meanwhile.
+                used += os.stat(name, dir_fd=fd).st_blocks * 512 if PARTIAL.match(name) else 0
         return SimpleNamespace(f_bavail=(self.free - used) // 4096, f_blocks=self.size // 4096, f_frsize=4096)
 
     def open(self, path, **options):
