@@ -274,8 +274,8 @@ class TestRelease:
     def test_a_finalizer_under_the_stores_lock_does_not_hang(self, store, node, clock):
         cycle = [created(store, clock).get_snap()]
         cycle.append(cycle)
-        del cycle
         with pytest.warns(ResourceWarning), store._lock:
+            del cycle
             gc.collect()
         assert clock.run_pending() == 1
         assert node.closed == [1]
