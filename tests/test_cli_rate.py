@@ -11,6 +11,8 @@ import lmdb
 import pytest
 
 from command_line import END_S_MAX, snapstore, spawn
+from etcd_databases import store
+from etcd_server import EtcdServer, sent
 from paced import BURST_S, MIB, PIECE_SIZE
 from snapstore._fastpipe import RATE_LIMIT_MIN
 from snapstore.cli import ExitCode
@@ -91,4 +93,11 @@ def test_what_is_fetched_keeps_to_either_side_s_rate(tmp_path, peer, kv, server,
     url = peer(*server)
     elapsed_s("send", "--kv", kv, "--index", 9, "--term", 2, url)
     fetched_s = elapsed_s("fetch", url, 9, "--dir", tmp_path / "fetched", *client)
+    assert fetched_s >= (SIZE - PIECE_SIZE) / RATE - BURST_S
+
+
+def test_what_an_etcd_gives_is_saved_at_the_rate(tmp_path):
+    database = store(7, filler=bytes(SIZE))
+    with EtcdServer(lambda *_: sent(database)) as server:
+        fetched_s = elapsed_s("fetch", server.url, "--dir", tmp_path / "fetched", "--rate", OPTION)
     assert fetched_s >= (SIZE - PIECE_SIZE) / RATE - BURST_S
