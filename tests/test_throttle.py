@@ -7,55 +7,18 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from paced import DATA, MIB, assert_paced, assert_shared, drain, send
 from snapstore import _fastpipe
 from snapstore._fastpipe import RATE_LIMIT_MIN, Progress, Throttle
 from snapstore.errors import PipeClosed
-
-MIB = 1024 * 1024
-DATA = os.urandom(MIB)
-
-#: What may pass at once: what was unused for a moment, and the piece that each transfer is at.
-BURST_S = 0.05
-PIECE_SIZE = 256 * 1024
-
-
-@pytest.fixture
-def background():
-    with ThreadPoolExecutor() as pool:
-        yield pool.submit
-
-
-def drain(sock):
-    with sock:
-        while sock.recv(MIB):
-            pass
-
-
-def send(throttle, data=DATA, **options):
-    """Send `data` to somebody who takes all; the seconds that it took."""
-    near, far = socket.socketpair()
-    thread = threading.Thread(target=drain, args=(far,))
-    thread.start()
-    began_s = time.monotonic()
-    try:
-        with near:
-            assert _fastpipe.send(data, near.fileno(), throttle=throttle, **options) == len(data)
-            return time.monotonic() - began_s
-    finally:
-        thread.join()
 
 
 def save(throttle, source, tmp_path, **options):
     with open(tmp_path / "saved", "wb") as file:
         return _fastpipe.save(source, file.fileno(), throttle=throttle, **options)
-
-
-def assert_paced(elapsed_s, size, rate, transfers=1):
-    assert size <= rate * (elapsed_s + BURST_S) + transfers * PIECE_SIZE
 
 
 def test_without_a_limit_nobody_waits():
@@ -143,17 +106,7 @@ def test_who_waits_can_be_stopped(background):
 
 
 def test_beside_the_urgent_others_have_their_share_and_no_more(background):
-    throttle = Throttle(16 * MIB, share_min=MIB)
-    urgent = background(send, throttle, DATA * 8)
-    while not throttle.bytes:
-        os.sched_yield()
-    low, began_s = Progress(), time.monotonic()
-    patient = background(send, throttle, DATA * 2, urgent=False, progress=low)
-    urgent.result()
-    passed, elapsed_s = low.bytes, time.monotonic() - began_s
-    assert passed <= MIB * (elapsed_s + BURST_S) + 2 * PIECE_SIZE
-    patient.result()  # With all of it, when the urgent one was gone for a moment.
-    assert throttle.bytes == 10 * MIB
+    assert_shared(background, lambda throttle, low: send(throttle, DATA * 2, urgent=False, progress=low))
 
 
 @pytest.mark.parametrize("rate", [0, RATE_LIMIT_MIN - 1, -1, 10**16])

@@ -28,7 +28,7 @@ from snapstore.stored import SavedSnapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from snapstore._fastpipe import Image, Progress
+    from snapstore._fastpipe import Image, Progress, Throttle
 
     _MetaOf = Callable[[Image], SnapshotMeta | int]
 
@@ -55,6 +55,7 @@ class SnapshotDir(Shelf):
         chunk_size: int = _fastpipe.CHUNK_SIZE_DEFAULT,
         size_max: int = SNAPSHOT_SIZE_MAX,
         reserve: int | None = None,
+        throttle: Throttle | None = None,
         nameless: bool = True,
         direct: bool = True,
         statvfs: Callable[[int], os.statvfs_result] = os.statvfs,
@@ -62,7 +63,8 @@ class SnapshotDir(Shelf):
         """Open `path`. `chunk_size` and `size_max` in bytes: the unit of digests, and the largest save.
 
         `reserve` is how many bytes of the disk no save takes; None: `room.RESERVE_SIZE`, or less on a
-        small disk. `statvfs` asks the disk behind a descriptor.
+        small disk. `statvfs` asks the disk behind a descriptor. `throttle` says how fast all that is saved
+        here may come, also what is received and fetched; None: as fast as it does.
 
         `nameless=False` and `direct=False` do without O_TMPFILE and without direct I/O, for file
         systems that claim either and fail at it; both are left by themselves where refused.
@@ -72,6 +74,7 @@ class SnapshotDir(Shelf):
         self.size_max = size_max
         self._nameless = nameless
         self._direct = direct
+        self._throttle = throttle
         self._saving: set[int] = set()
         self._room = RoomAccount(lambda: statvfs(self._fd), reserve)
         try:
@@ -92,6 +95,7 @@ class SnapshotDir(Shelf):
         progress: Progress | None = None,
         idle_timeout_s: float | None = None,
         rate_min: float = 0,
+        urgent: bool = True,
     ) -> SavedSnapshot:
         """Save all of `source` for good; only when this returned may raft record the snapshot.
 
@@ -103,6 +107,7 @@ class SnapshotDir(Shelf):
         bytes must match. `progress` counts the bytes and can cancel. `idle_timeout_s` is how long a
         source may be silent, and `rate_min` the bytes/s that it must give while we wait for it,
         measured over that time; neither can hold for Python readers, which have the thread meanwhile.
+        `urgent=False` yields to what is urgent and shares the directory's throttle.
 
         Where only the bytes tell their index, `meta_or_index` is a function that reads it in an Image
         of them: called once, when all are written and before they have a name. What it raises ends
@@ -130,6 +135,7 @@ class SnapshotDir(Shelf):
                 progress=progress,
                 idle_timeout_s=idle_timeout_s,
                 rate_min=rate_min,
+                urgent=urgent,
             )
 
     @contextlib.contextmanager
@@ -199,6 +205,7 @@ class SnapshotDir(Shelf):
                 direct=self._direct,
                 expected=expected.chunk_digests if expected else None,
                 progress=progress,
+                throttle=self._throttle,
                 **options,
             )
         if not callable(meta):

@@ -31,7 +31,7 @@ _TOKEN_USAGE = f"usage: --token-file FILE, or {TOKEN_VARIABLE} in the environmen
 
 
 def client_of(args: argparse.Namespace, cluster: str = "") -> SnapshotClient:
-    """Return a client for `args.url`, with what `args` say about attempts, TLS and token.
+    """Return a client for `args.url`, with what `args` say about attempts, the rate, TLS and token.
 
     Raises UsageError.
     """
@@ -39,6 +39,7 @@ def client_of(args: argparse.Namespace, cluster: str = "") -> SnapshotClient:
         cluster=cluster,
         # No raft log waits behind it: while bytes get through, an operator decides when it is enough.
         retry=RetryPolicy(attempts_max=args.attempts, elapsed_s_max=math.inf),
+        throttle=args.rate,
         tls=_tls(args, client_context),
         token=token_of(args),
         token_in_clear=args.token_in_clear,

@@ -10,9 +10,12 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from snapstore.meta import check_index
+
+if TYPE_CHECKING:
+    from snapstore._fastpipe import Throttle
 
 T = TypeVar("T")
 
@@ -57,6 +60,16 @@ def parse_size(text: str) -> int:
         raise ArgumentTypeError(f"a size is a number and a unit, as 1GiB, 64MiB or 10GB, not {text!r}")
     # A fraction, not a float: sizes above 2^53 bytes stay exact.
     return int(Fraction(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_throttle(text: str) -> Throttle:
+    """Return a throttle of so many bytes a second: a size, with `/s` behind it or without.
+
+    Raises ValueError where no transfer lives on so few.
+    """
+    from snapstore._fastpipe import Throttle
+
+    return Throttle(parse_size(text.strip().removesuffix("/s")))
 
 
 def parse_index(text: str) -> int:

@@ -23,6 +23,7 @@ from snapstore.cli.arguments import (
     parse_size,
     parse_source_url,
     parse_store,
+    parse_throttle,
 )
 from snapstore.retry import ATTEMPTS_MAX
 
@@ -107,6 +108,12 @@ _ATTEMPTS = _argument(
     default=ATTEMPTS_MAX,
     help="how often it is tried while nothing gets through; each goes on where the one before it came "
     f"to (default: {ATTEMPTS_MAX})",
+)
+_RATE = _argument(
+    "--rate",
+    metavar="RATE",
+    type=checked(parse_throttle),
+    help="bytes a second at most, as 50MB/s (default: no limit)",
 )
 _FROM_ETCD = (
     _argument("--cacert", metavar="FILE", help="of etcd: the authority that signs its certificate, PEM"),
@@ -254,6 +261,18 @@ COMMANDS: tuple[Command, ...] = (
                 type=checked(parse_etcd_id),
                 help="be a learner of this etcd cluster, and take its snapshots",
             ),
+            _argument(
+                "--rate-out",
+                metavar="RATE",
+                type=checked(parse_throttle),
+                help="bytes a second at most that all peers together fetch, as 50MB/s (default: no limit)",
+            ),
+            _argument(
+                "--rate-in",
+                metavar="RATE",
+                type=checked(parse_throttle),
+                help="bytes a second at most that are saved of what all of them send (default: no limit)",
+            ),
             *_ACCESS,
         ),
         "Open to this machine only, unless --listen says otherwise. With TLS a peer needs a certificate of "
@@ -271,6 +290,7 @@ COMMANDS: tuple[Command, ...] = (
             _argument("--term", metavar="T", type=parse_index, required=True, help="its term"),
             _CLUSTER,
             _ATTEMPTS,
+            _RATE,
             *_ACCESS,
             _TOKEN_IN_CLEAR,
             _URL,
@@ -292,6 +312,7 @@ COMMANDS: tuple[Command, ...] = (
             ),
             _TO_DIR,
             _ATTEMPTS,
+            _RATE,
             *_ACCESS,
             _TOKEN_IN_CLEAR,
             *_FROM_ETCD,

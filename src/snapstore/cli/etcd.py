@@ -44,7 +44,7 @@ def fetch(args: argparse.Namespace, screen: Screen) -> int:
     client = _client_of(args)
     size = client.status().size  # Before the directory is made: where nobody answers, nothing is.
     with (
-        SnapshotDir(args.dir) as directory,
+        SnapshotDir(args.dir, throttle=args.rate) as directory,
         transfer_bar(screen, f"fetch {args.url}", size) as progress,
     ):
         saved = client.pull(directory, progress=progress)

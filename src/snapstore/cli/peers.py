@@ -38,7 +38,7 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
     with (
         _logged_to(screen),
         _signals_held(),
-        SnapshotDir(args.dir) as directory,
+        SnapshotDir(args.dir, throttle=args.rate_in) as directory,
         SnapshotServer(
             directory,
             args.listen,
@@ -46,6 +46,7 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
             cluster=args.cluster,
             tls=tls,
             token=token,
+            throttle=args.rate_out,
             routes=_etcd_routes(args.etcd_cluster_id, directory, on_saved),
         ) as server,
     ):
@@ -104,7 +105,7 @@ def fetch(args: argparse.Namespace, screen: Screen) -> int:
     with _logged_to(screen):
         sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
         with (
-            SnapshotDir(args.dir) as directory,
+            SnapshotDir(args.dir, throttle=args.rate) as directory,
             transfer_bar(screen, f"fetch {args.index}", sizes.get(args.index)) as progress,
         ):
             saved = client.fetch(args.url, args.index, directory, progress=progress)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from snapstore._fastpipe import Image, Progress
+    from snapstore._fastpipe import Image, Progress, Throttle
     from snapstore.manifest import Manifest
     from snapstore.meta import SnapshotMeta
     from snapstore.stream import SnapshotStream
@@ -59,12 +59,14 @@ class EtcdSender:
         idle_timeout_s: float,
         rate_min: float,
         answer_timeout_s: float,
+        throttle: Throttle | None = None,
     ) -> None:
         self._dialer = dialer
         self._answers = answers
         self._idle_timeout_s = idle_timeout_s
         self._rate_min = rate_min
         self._answer_timeout_s = answer_timeout_s
+        self._throttle = throttle
 
     def send(
         self,
@@ -76,6 +78,7 @@ class EtcdSender:
         peer_urls: Sequence[str] = (),
         verify: bool = True,
         progress: Progress | None = None,
+        urgent: bool = True,
     ) -> None:
         """Send `source` to the member whose peer URL is `url`; returns when it is saved there.
 
@@ -98,6 +101,9 @@ class EtcdSender:
         `status` of 403 says that the sender was removed from the cluster: a leader that is told so
         stops. PeerUnreachable and TransportError are as in `SnapshotClient.send_snapshot`, and so is
         what a stream raises that was closed meanwhile. ValueError for what cannot be sent at all.
+
+        `urgent` is as in `SnapshotClient.send_snapshot`. A member waits MEMBER_PATIENCE_S for each byte,
+        and a throttle lets pieces of 256 KiB pass: give this transfer 100 kB/s or more.
         """
         prefix = _prefix(source.meta, message)
         image = _open_image(source)
@@ -115,7 +121,7 @@ class EtcdSender:
         with self._dialer.connected(url) as (sock, address):
             # No token: it is for our own peers.
             head = request_head("POST", "/raft/snapshot", [("Host", address.http_host), *fields])
-            sent = self._send_body(sock, head + prefix, image, source, proof, progress)
+            sent = self._send_body(sock, head + prefix, image, source, proof, progress, urgent)
             with naming(url):
                 patience_s = self._answer_timeout_s if sent else _LAST_WORDS_S
                 answer = read_response(sock, b"", patience_s, of="POST")
@@ -132,6 +138,7 @@ class EtcdSender:
         source: StoredSnapshot | SnapshotStream,
         proof: Manifest | None,
         progress: Progress | None,
+        urgent: bool,
     ) -> bool:
         """Send `opening` and all of `image`; False where the line broke: the member left, or answered."""
         try:
@@ -145,6 +152,8 @@ class EtcdSender:
                     progress=watched,
                     idle_timeout_s=self._idle_timeout_s,
                     rate_min=self._rate_min,
+                    throttle=self._throttle,
+                    urgent=urgent,
                 )
         except SnapshotCorrupt as error:
             raise type(error)(f"snapshot {source.meta.index}: {error}", error.chunk) from error

@@ -40,6 +40,7 @@ from snapstore.wire import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from snapstore._fastpipe import Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import StoredSnapshot
     from snapstore.transport.patience import Deadlines
@@ -58,7 +59,8 @@ _JSON = ("Content-Type", "application/json")
 class Connection:
     """Speaks HTTP/1.1 with one peer, on the thread that calls `run`.
 
-    `peer` is what the log calls it; with a `token` it has to show that with each request.
+    `peer` is what the log calls it; with a `token` it has to show that with each request. `throttle` is for
+    the images that it is sent.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Connection:
         peer: str,
         token: str | None,
         deadlines: Deadlines,
+        throttle: Throttle | None = None,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
         self._socket = sock
@@ -79,6 +82,7 @@ class Connection:
         self._peer = peer
         self._token = token
         self._deadlines = deadlines
+        self._throttle = throttle
         self._keep_alive = True
 
     def run(self) -> None:
@@ -245,6 +249,7 @@ class Connection:
                 length=length,
                 idle_timeout_s=self._deadlines.idle_timeout_s,
                 rate_min=self._deadlines.rate_min,
+                throttle=self._throttle,
             )
         except (OSError, SnapstoreError) as error:
             raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
-    from snapstore._fastpipe import Progress
+    from snapstore._fastpipe import Progress, Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot, StoredSnapshot
     from snapstore.stream import SnapshotStream
@@ -54,6 +54,7 @@ class _Push:
     offer: Offer
     stream: SnapshotStream
     progress: Progress
+    urgent: bool
     body_begun: bool = False
 
     @property
@@ -70,6 +71,9 @@ class SnapshotClient:
     the receiver has verified and kept; `progress` then counts the bytes of all attempts, and to cancel it
     ends the waits between them, too. Without, each call is one attempt.
 
+    `throttle` says how fast all that is sent may go, together with whoever else was given it; None: as fast
+    as it does. What is fetched keeps to the throttle of the directory that it is saved in.
+
     `tls` (see `transport.tls.client_context`) is for the peers whose URL is https. `token` goes with
     each request, but in the clear to this machine only, unless `token_in_clear` says that the
     network between keeps secrets.
@@ -81,6 +85,7 @@ class SnapshotClient:
         cluster: str = "",
         deadlines: Deadlines | None = None,
         retry: RetryPolicy | None = None,
+        throttle: Throttle | None = None,
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
         token_in_clear: bool = False,
@@ -88,6 +93,7 @@ class SnapshotClient:
         self.cluster = check_cluster(cluster)
         self.deadlines = deadlines or Deadlines()
         self.retry = retry or _ONCE
+        self._throttle = throttle
         self._answers = Answers(self.deadlines)
         self._dialer = Dialer(self.deadlines, tls, token, token_in_clear=token_in_clear)
 
@@ -107,11 +113,13 @@ class SnapshotClient:
         chunk_size: int = _fastpipe.CHUNK_SIZE_DEFAULT,
         progress: Progress | None = None,
         message: bytes = b"",
+        urgent: bool = True,
     ) -> SentSnapshot:
         """Send `stream` to the peer at `url`; returns when the follower has saved it for good.
 
         `message` is what a raft engine wants told along with it; the peer's `on_offer` finds it in the
-        offer. ValueError beyond `wire.MESSAGE_SIZE_MAX` bytes.
+        offer. ValueError beyond `wire.MESSAGE_SIZE_MAX` bytes. `urgent=False` is for what may take longer,
+        as to rebalance: beside urgent transfers of the same throttle it has no more than `share_min`.
 
         Raises PeerRejected with the peer's reason, PeerUnreachable when it cannot be reached or
         leaves or falls silent, TransportError when it does not speak as agreed, and as it is what
@@ -124,7 +132,7 @@ class SnapshotClient:
         """
         offer = Offer(stream.meta, stream.size, chunk_size, self.cluster, len(stream.meta.data), message)
         with stream.watched(progress) as watched:
-            push = _Push(url, offer, stream, watched)
+            push = _Push(url, offer, stream, watched, urgent)
             try:
                 return self.retry.run(
                     lambda: self._push_twice(push),
@@ -147,6 +155,7 @@ class SnapshotClient:
         peer_urls: Sequence[str] = (),
         verify: bool = True,
         progress: Progress | None = None,
+        urgent: bool = True,
     ) -> None:
         """Send `source`, a database of etcd's, to the etcd member at `url`: `EtcdSender.send`.
 
@@ -157,10 +166,22 @@ class SnapshotClient:
 
         limits = self.deadlines
         sender = EtcdSender(
-            self._dialer, self._answers, limits.idle_timeout_s, limits.rate_min, limits.fsync_timeout_s
+            self._dialer,
+            self._answers,
+            limits.idle_timeout_s,
+            limits.rate_min,
+            limits.fsync_timeout_s,
+            self._throttle,
         )
         sender.send(
-            url, source, message, cluster_id=cluster_id, peer_urls=peer_urls, verify=verify, progress=progress
+            url,
+            source,
+            message,
+            cluster_id=cluster_id,
+            peer_urls=peer_urls,
+            verify=verify,
+            progress=progress,
+            urgent=urgent,
         )
 
     def list(self, url: str) -> list[dict[str, Any]]:
@@ -184,18 +205,19 @@ class SnapshotClient:
         *,
         digest: str | None = None,
         progress: Progress | None = None,
+        urgent: bool = True,
     ) -> SavedSnapshot:
         """Fetch the peer's snapshot of `index` into `directory`, verified chunk by chunk.
 
         `digest`, as in `SavedSnapshot.digest`, is what its whole must have, where that is known.
         Raises PeerRejected, PeerUnreachable, SnapshotCorrupt where the bytes are not those of the
         peer's manifest, and what `SnapshotDir.save_from` raises. Fetching again after a break goes on
-        behind what was verified and kept.
+        behind what was verified and kept. `urgent` is as in `SnapshotDir.save_from`.
         """
         index = check_index(index)
         watched = progress or _fastpipe.Progress()
         return self.retry.run(
-            lambda: self._pull(url, index, directory, digest, watched),
+            lambda: self._pull(url, index, directory, digest, watched, urgent),
             watched,
             f"snapshot {index} from {url}",
             # The line ended too early; what came of it is kept.
@@ -205,7 +227,13 @@ class SnapshotClient:
     # The pull.
 
     def _pull(
-        self, url: str, index: int, directory: SnapshotDir, digest: str | None, progress: Progress
+        self,
+        url: str,
+        index: int,
+        directory: SnapshotDir,
+        digest: str | None,
+        progress: Progress,
+        urgent: bool,
     ) -> SavedSnapshot:
         target = f"/v1/snapshots/{index}"
         manifest = Manifest.from_bytes(self._get(url, target + "/manifest"))
@@ -232,6 +260,7 @@ class SnapshotClient:
                     progress=progress,
                     idle_timeout_s=self.deadlines.idle_timeout_s,
                     rate_min=self.deadlines.rate_min,
+                    urgent=urgent,
                 )
 
     # The push.
@@ -288,6 +317,8 @@ class SnapshotClient:
                 progress=push.progress,
                 idle_timeout_s=patience_s,
                 rate_min=self.deadlines.rate_min,
+                throttle=self._throttle,
+                urgent=push.urgent,
             )
         except Exception as error:
             # Closed meanwhile, by whoever compacted the log or stopped the store: that is why.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from snapstore._fastpipe import Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot
     from snapstore.transport.address import Address
@@ -56,6 +57,9 @@ class SnapshotServer:
     takes longer goes on, and is not called beside itself for the same index; the peer is told to come
     again, and hears then what came of it.
 
+    `throttle` says how fast all that peers fetch may go, together with whoever else was given it; None: as
+    fast as it does. What they send keeps to the throttle of `directory`.
+
     `tls` (see `transport.tls.server_context`) makes it speak TLS only. Peers must show `token`, where
     there is one, with every request but /healthz.
 
@@ -74,6 +78,7 @@ class SnapshotServer:
         saves_max: int = SAVES_MAX,
         connections_max: int = CONNECTIONS_MAX,
         deadlines: Deadlines | None = None,
+        throttle: Throttle | None = None,
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
         routes: Mapping[str, Route] | None = None,
@@ -88,6 +93,7 @@ class SnapshotServer:
         self._routes = check_routes(routes or {})
         self.directory = directory
         self.deadlines = deadlines or Deadlines()
+        self._throttle = throttle
         self.receiver = Receiver(
             directory,
             cluster=cluster,
@@ -233,6 +239,7 @@ class SnapshotServer:
             peer=peer,
             token=self._token,
             deadlines=self.deadlines,
+            throttle=self._throttle,
             routes=self._routes,
         )
 

@@ -29,6 +29,7 @@ from snapstore.raft.pysyncobj.hold import CompactionHold
 from snapstore.raft.pysyncobj.own_dump import OwnDump, Saver
 from snapstore.raft.pysyncobj.redemption import CLOSE_TIMEOUT_S, Redeemer
 from snapstore.raft.pysyncobj.restart import open_start
+from snapstore.raft.pysyncobj.tick_strain import TickStrain
 from snapstore.raft.pysyncobj.ticket import TicketMalformed, pack_meta, unpack_meta
 from snapstore.raft.slot import KvSlot
 from snapstore.raft.workers import SendThreads
@@ -87,8 +88,8 @@ class TicketDumps(Generic[K]):
 
     `attach` it to the node, or no leader's snapshot is taken. The log is kept for a follower that fetches,
     up to `held_s_max` seconds and `held_entries_max` entries. `keep` snapshots stay in `directory`, and
-    the one behind the dump file in any case. After its failures it waits as `retry` says. Except for `kv`,
-    all is for PySyncObj's thread, or for when it does not run.
+    the one behind the dump file in any case. After its failures it waits as `retry` says. Except for `kv`
+    and `strain`, all is for PySyncObj's thread, or for when it does not run.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class TicketDumps(Generic[K]):
         self._failures = 0
         self._node: AttachedNode | None = None
         self._hold: CompactionHold | None = None
+        self._ticks: TickStrain | None = None
         # What PySyncObj is given for the dump file that it finds at its start.
         self._start: Data | None = None
         stored = open_start(self._file, directory, client, url, peers)
@@ -182,6 +184,17 @@ class TicketDumps(Generic[K]):
             held_s_max=self._held_s_max,
             held_entries_max=self._held_entries_max,
         )
+        self._ticks = TickStrain(node.conf, self._clock.monotonic)
+
+    def strain(self) -> float:
+        """Say how late the node's ticks were since it was asked last, for one `Pacer`. For any thread.
+
+        1 is so late that an election can begin. 0 before the node is attached, and when this is closed.
+
+            Pacer([throttle], dumps.strain)
+        """
+        ticks = self._ticks
+        return 0.0 if ticks is None else ticks.take()
 
     # Our own dump.
 
@@ -206,6 +219,8 @@ class TicketDumps(Generic[K]):
 
     def check(self) -> int:
         """Say how the dump goes, and end it. PySyncObj's `serializeChecker`, called in each tick."""
+        if self._ticks is not None:
+            self._ticks.tick()
         self._look()
         dump = self._dump
         if dump is None:
@@ -300,6 +315,7 @@ class TicketDumps(Generic[K]):
 
     def close(self) -> None:
         """End what is under way, and close the KV. After the SyncObj was destroyed; may come twice."""
+        self._ticks = None  # Nobody ticks any more, and that is no strain.
         dump, self._dump = self._dump, None
         if dump is not None:
             dump.overtake()
