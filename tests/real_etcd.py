@@ -41,7 +41,7 @@ def require_etcd():
             pytest.skip(reason)
 
 
-def _free_port():
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -62,8 +62,8 @@ class Etcd:
             self.wait_ready()
 
     def _start(self):
-        self._port = _free_port()
-        self.peer_url = f"http://127.0.0.1:{_free_port()}"
+        self._port = free_port()
+        self.peer_url = f"http://127.0.0.1:{free_port()}"
         self._said, self._silent, self._news = [], False, threading.Condition()
         self._process = subprocess.Popen(
             self._command(),

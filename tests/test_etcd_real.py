@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from etcd_peers import Member
-from real_etcd import CALL_S_MAX, Etcd, _free_port, etcdctl, require_etcd
+from real_etcd import CALL_S_MAX, Etcd, etcdctl, free_port, require_etcd
 from snapstore.etcd import bolt
 from snapstore.etcd.receiver import wait_unless_gone
 
@@ -124,7 +124,7 @@ def test_a_member_of_an_older_version_may_join_beside_us(etcd, nothing_lost, tmp
     """It asks all members for the cluster's version, and gives up over one that is not its own."""
     with Member(tmp_path / "member", cluster_id=etcd.cluster_id) as member:
         etcd.add_learner(member.url)
-        peer = f"http://127.0.0.1:{_free_port()}"
+        peer = f"http://127.0.0.1:{free_port()}"
         etcd.ctl("member", "add", "second", f"--peer-urls={peer}")
         cluster = f"default={etcd.peer_url},ours={member.url},second={peer}"
         options = ["--name=second", f"--initial-cluster={cluster}", "--initial-cluster-state=existing"]

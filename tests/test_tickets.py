@@ -29,9 +29,7 @@ TICKET = Ticket("http://127.0.0.1:4322", 42, 3, 65536, "crc32c:0e7ba8df")
 def cluster(tmp_path, nothing_lost):
     """Three members: a:1 leads, b:2 and c:3 follow."""
     with Cluster(tmp_path) as cluster:
-        for name in cluster.names:
-            cluster.start(name)
-        cluster.lead()
+        cluster.begin()
         yield cluster
 
 

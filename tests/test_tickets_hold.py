@@ -123,8 +123,7 @@ def test_the_log_is_kept_for_a_follower_that_fetches_and_compacted_when_it_has_c
     tmp_path, nothing_lost
 ):
     with Cluster(tmp_path) as cluster, HastyClock() as clock:
-        for name in cluster.names:
-            cluster.start(name, clock=clock)
+        cluster.begin(clock=clock)
         keep_and_compact(cluster, clock)
 
 
@@ -149,9 +148,7 @@ def keep_and_compact(cluster, clock):
 
 def test_the_log_is_not_kept_longer_than_the_limits(tmp_path, nothing_lost):
     with Cluster(tmp_path) as cluster:
-        for name in cluster.names:
-            cluster.start(name, held_entries_max=30)
-        leader = cluster.lead()
+        leader = cluster.begin(held_entries_max=30)
         cluster.fill()
         cluster.compact(leader)
         cluster.lose("b:2")

@@ -14,9 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def cluster(tmp_path, nothing_lost):
     """Three members with some entries: a:1 leads, b:2 and c:3 follow."""
     with Cluster(tmp_path) as cluster:
-        for name in cluster.names:
-            cluster.start(name)
-        cluster.lead()
+        cluster.begin()
         cluster.fill()
         cluster.settle()
         yield cluster

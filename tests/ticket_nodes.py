@@ -244,6 +244,12 @@ class Cluster:
         for _ in range(50):
             self.tick()
 
+    def begin(self, **options):
+        """Start all members, each with `options`, and tick until one leads: which one."""
+        for name in self.names:
+            self.start(name, **options)
+        return self.lead()
+
     def lead(self):
         """Tick until there is a leader; which one."""
         self.until(lambda: any(member.node._isLeader() for member in self.members.values()))

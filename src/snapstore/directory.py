@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe, disk
-from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotDurable
+from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotDurable, SnapshotNotFound
 from snapstore.manifest import MANIFEST_CHUNKS_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
 from snapstore.reception import Reception, note_of, open_partial, sweep_partials
@@ -261,6 +261,20 @@ class SnapshotDir(Shelf):
             saved = self.stat(index)
             self._make_last(index)
             return saved
+
+    def confirm_sound(self, index: int, why: str) -> SavedSnapshot | None:
+        """As `confirm`, but None where nothing is stored, or what is has a problem: that is set aside.
+
+        For who has a good one to save. `why` is for the log; raises what `set_aside` does, too.
+        """
+        try:
+            saved = self.confirm(index)
+        except SnapshotNotFound:
+            return None
+        if saved.problem is None:
+            return saved
+        self.set_aside(index, why)
+        return None
 
     def purge(self, *, keep: int, progress: Progress | None = None) -> Sequence[int]:
         """Remove what is older than the `keep` newest sound snapshots; the indexes that are gone.

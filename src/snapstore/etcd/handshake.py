@@ -28,8 +28,6 @@ _VERSION = re.compile(r"(\d{1,18})\.(\d{1,18})\.\d{1,18}(?:-[0-9A-Za-z.-]+)?(?:\
 _ID = re.compile(r"[0-9a-fA-F]{1,16}")
 _SCHEMES = {"http", "https", "unix", "unixs"}
 
-ID_MAX = 2**64 - 1
-
 
 class PeerRefused(Exception):
     """The answer to a peer's request is no: `status`, and `reason` in etcd's words."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from snapstore.errors import SnapshotExists, SnapshotNotFound, SnapshotTruncated, SnapstoreError
+from snapstore.errors import SnapshotExists, SnapshotTruncated, SnapstoreError
 from snapstore.etcd import bolt
 from snapstore.etcd.handshake import MethodRefused, PeerRefused, check_method, check_peer, own_headers
 from snapstore.etcd.messages import (
@@ -167,14 +167,8 @@ class EtcdReceiver:
         newest = self._directory.newest()
         if newest is not None and newest.index > meta.index:
             return newest
-        try:
-            saved = self._directory.confirm(meta.index)
-        except SnapshotNotFound:
-            return None
-        if saved.problem:  # It must not keep the good one out.
-            self._directory.set_aside(saved.index, "an etcd leader sends a good one")
-            return None
-        if saved.meta.term != meta.term:
+        saved = self._directory.confirm_sound(meta.index, "an etcd leader sends a good one")
+        if saved is not None and saved.meta.term != meta.term:
             words = f"one of term {saved.meta.term} is stored with this index; remove it to have the other"
             raise SnapshotExists(words, saved.path)
         return saved

@@ -20,7 +20,7 @@ from snapstore.raft.arrivals import STEP_TIMEOUT_S, Arrivals
 from snapstore.raft.holds import HELD_ENTRIES_MAX, HELD_S_MAX, LINGER_S, Holds
 from snapstore.raft.inbox import Inbox
 from snapstore.raft.transfers import Transfers
-from snapstore.raft.workers import SendThreads
+from snapstore.raft.workers import SendThreads, run_soon
 from snapstore.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Exchange(Generic[K]):
         self._own_clock: SystemClock | None = None
         if clock is None:
             clock = self._own_clock = SystemClock()
-        run_soon = partial(_run_soon, clock)
+        soon = partial(run_soon, clock)
         self._inbox = Inbox(wake)
         self._holds = Holds(
             clock.monotonic, linger_s=linger_s, held_s_max=held_s_max, held_entries_max=held_entries_max
@@ -113,7 +113,7 @@ class Exchange(Generic[K]):
             url_of=url_of,
             inbox=self._inbox,
             clock=clock,
-            run_soon=run_soon,
+            run_soon=soon,
             workers=workers or SendThreads(),
             retry=retry or RetryPolicy(),
             holds=self._holds,
@@ -123,7 +123,7 @@ class Exchange(Generic[K]):
             slot,
             open_kv=open_kv,
             inbox=self._inbox,
-            run_soon=run_soon,
+            run_soon=soon,
             step_timeout_s=step_timeout_s,
         )
 
@@ -226,11 +226,3 @@ class Exchange(Generic[K]):
 
     def __repr__(self) -> str:
         return f"<Exchange {self._transfers!r} {self._arrivals!r} {self._inbox!r}>"
-
-
-def _run_soon(clock: Clock, task: Callable[[], None]) -> None:
-    """Have the clock's background run `task`, which may take time: raft's thread has none."""
-    try:
-        clock.run_soon(task)
-    except Exception:  # noqa: BLE001 - the clock was closed: so is the node, and nobody waits.
-        task()

@@ -1,6 +1,6 @@
-"""Threads that send: one for each attempt, and none in between.
+"""Threads beside raft's own: one that sends for each attempt, and none in between; the clock's for the rest.
 
-They are daemons and nobody waits for them: one that waits for a follower's last fsync can be told
+Those that send are daemons and nobody waits for them: one that waits for a follower's last fsync can be told
 nothing, and must not keep a node from ending.
 """
 
@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from snapstore.protocols import Clock
+
 
 class Workers(Protocol):
     """Where attempts run. An `Executor` of `concurrent.futures` is one, too."""
 
     def submit(self, call: Callable[..., object], /, *args: Any) -> object:
         """Have `call(*args)` made on another thread; raises where there is none to be had."""
+
+
+def run_soon(clock: Clock, task: Callable[[], None]) -> None:
+    """Have the clock's background run `task`, which may take time: raft's thread has none."""
+    try:
+        clock.run_soon(task)
+    except Exception:  # noqa: BLE001 - the clock was closed: so is the node, and nobody waits.
+        task()
 
 
 class SendThreads:

@@ -24,7 +24,6 @@ from snapstore.errors import (
     SnapshotBusy,
     SnapshotCorrupt,
     SnapshotExists,
-    SnapshotNotFound,
     SnapshotTooLarge,
     SnapstoreError,
 )
@@ -156,12 +155,8 @@ class Receiver:
 
     def _existing(self, offer: Offer) -> SavedSnapshot | None:
         """The stored snapshot that this offer is about, if there is one; a different one is a conflict."""
-        try:
-            saved = self._directory.confirm(offer.meta.index)
-        except SnapshotNotFound:
-            return None
-        if saved.problem:  # It must not keep the good one out.
-            self._directory.set_aside(saved.index, "a peer offers a good one")
+        saved = self._directory.confirm_sound(offer.meta.index, "a peer offers a good one")
+        if saved is None:
             return None
         same_meta = replace(saved.meta, data=b"") == offer.meta and len(saved.meta.data) == offer.data_size
         if not same_meta or offer.size not in (None, saved.size):

@@ -32,7 +32,7 @@ from snapstore.raft.pysyncobj.restart import open_start
 from snapstore.raft.pysyncobj.tick_strain import TickStrain
 from snapstore.raft.pysyncobj.ticket import TicketMalformed, pack_meta, unpack_meta
 from snapstore.raft.slot import KvSlot
-from snapstore.raft.workers import SendThreads
+from snapstore.raft.workers import SendThreads, run_soon
 from snapstore.retry import RetryPolicy
 from snapstore.transport.http_client import SnapshotClient
 
@@ -281,7 +281,7 @@ class TicketDumps(Generic[K]):
             raise
         if self._dump is not None:
             self._dump.overtake()
-        self.kv.swap(redeemed.kv, run=self._run_soon)
+        self.kv.swap(redeemed.kv, run=partial(run_soon, self._clock))
         logger.info("went on from snapshot %d, of %d bytes", redeemed.saved.index, redeemed.saved.size)
         return data
 
@@ -305,13 +305,7 @@ class TicketDumps(Generic[K]):
 
     def _place(self, ticket: PreparedTicket) -> None:
         ticket.place()
-        self._run_soon(partial(self._saver.settle, ticket.ticket.index))
-
-    def _run_soon(self, task: Callable[[], None]) -> None:
-        try:
-            self._clock.run_soon(task)
-        except RuntimeError:  # Closed before PySyncObj was: it does it itself.
-            task()
+        run_soon(self._clock, partial(self._saver.settle, ticket.ticket.index))
 
     def close(self) -> None:
         """End what is under way, and close the KV. After the SyncObj was destroyed; may come twice."""
