@@ -8,6 +8,7 @@ direction are moved by the C core without the GIL, so that no event loop in the 
     GET  /v1/snapshots/{index}            the raw image, with Range
     GET  /v1/snapshots/{index}/manifest   its manifest
     GET  /healthz                         "ok"
+    GET  /metrics, /v1/transfers          for operators, see scrape.py
     (routes)                              what a part above answers, see routes.py
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe
 from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, SnapstoreError
+from snapstore.transfer import Direction
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
 from snapstore.transport.routes import Exchange, Route, find_route
 from snapstore.transport.token import shows_token
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from snapstore.directory import SnapshotDir
     from snapstore.stored import StoredSnapshot
+    from snapstore.transfers import TransferRegistry
     from snapstore.transport.patience import Deadlines
     from snapstore.transport.receiver import Receiver
 
@@ -70,6 +73,7 @@ class Connection:
         peer: str,
         token: str | None,
         deadlines: Deadlines,
+        registry: TransferRegistry,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
         self._socket = sock
@@ -79,6 +83,7 @@ class Connection:
         self._peer = peer
         self._token = token
         self._deadlines = deadlines
+        self._registry = registry
         self._keep_alive = True
 
     def run(self) -> None:
@@ -157,10 +162,13 @@ class Connection:
         body = _fastpipe.Body(self._socket.fileno(), head.kept, head.body_length)
         waiting = head.headers.get("expect", "").lower() == "100-continue"
         go_on = self._send_continue if waiting else lambda _kept: None
-        status, answer = self._receiver.receive(offer, body, go_on, lambda late: self.refuse(late, head))
+        with self._registry.watch(Direction.IN, self._peer, index, total=offer.size) as transfer:
+            status, answer = self._receiver.receive(
+                offer, body, go_on, lambda late: self.refuse(late, head), transfer.progress
+            )
+            transfer.existed = answer["existed"]
         # A peer may send its body although it was not wanted.
         self._keep_alive = self._keep_alive and body.ended
-        logger.info("snapshot %d from %s: %s", index, self._peer, answer)
         self._respond(status, to_json(answer))
         if not body.ended:
             self._linger()
@@ -237,19 +245,21 @@ class Connection:
         self._send(response_head(status, headers, keep_alive=self._keep_alive))
         if head.method == "HEAD":
             return
-        try:
-            sent = _fastpipe.send(
-                stored.image(),
-                self._socket.fileno(),
-                offset=start,
-                length=length,
-                idle_timeout_s=self._deadlines.idle_timeout_s,
-                rate_min=self._deadlines.rate_min,
-            )
-        except (OSError, SnapstoreError) as error:
-            raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
-        if sent != length:
-            raise ConnectionError(f"snapshot {saved.index} ended after {sent} of {length} bytes")
+        with self._registry.watch(Direction.OUT, self._peer, saved.index, total=length) as transfer:
+            try:
+                sent = _fastpipe.send(
+                    stored.image(),
+                    self._socket.fileno(),
+                    offset=start,
+                    length=length,
+                    progress=transfer.progress,
+                    idle_timeout_s=self._deadlines.idle_timeout_s,
+                    rate_min=self._deadlines.rate_min,
+                )
+            except (OSError, SnapstoreError) as error:
+                raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
+            if sent != length:
+                raise ConnectionError(f"snapshot {saved.index} ended after {sent} of {length} bytes")
 
     # Answers.
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+#: What a path of the server's own begins with; none is a route's.
+_OURS = ("", "v1", "healthz", "metrics")
+
+
 class Exchange:
     """One request, and the line for its answer. One thread at a time, but for `send`.
 
@@ -76,7 +80,7 @@ Route = Callable[[Exchange], object]
 def check_routes(routes: Mapping[str, Route]) -> dict[str, Route]:
     """Return `routes`, by the paths that they and all below answer to; ValueError for what is ours."""
     for path in routes:
-        if not path.startswith("/") or path.endswith("/") or path.split("/")[1] in ("", "v1", "healthz"):
+        if not path.startswith("/") or path.endswith("/") or path.split("/")[1] in _OURS:
             raise ValueError(f"a route is a path like /raft, and none of the server's own, not {path!r}")
     return dict(routes)
 
