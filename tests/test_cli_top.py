@@ -79,9 +79,7 @@ def test_an_interval_is_seconds(interval):
     assert snapstore("top", "http://127.0.0.1:1", "--interval", interval)[0] == ExitCode.USAGE
 
 
-@pytest.mark.parametrize(
-    "bad", [None, [], {}, "\x1b[2J\n" * 100, -1, True, 10**400, float("nan"), float("inf")]
-)
+@pytest.mark.parametrize("bad", [None, [], {}, "\x1b[2J\n" * 100, -1, True, 10**400, float("nan")])
 def test_whatever_a_peer_says_is_shown_as_text(bad):
     names = ("direction", "peer", "index", "bytes", "total", "rate", "eta_s", "stalled", "state", "error")
     (row,) = rows_of([dict.fromkeys(names, bad)])

@@ -75,7 +75,8 @@ def test_a_histogram_counts_each_value_once_and_a_bound_is_inside():
         b"# HELP snapstore_a Words.\n# TYPE snapstore_a counter\nsnapstore_a 1\n",
         b"# HELP snapstore_a Words.\n# TYPE snapstore_a gauge\nsnapstore_a 1\nsnapstore_a 2\n",
         b'# HELP snapstore_a Words.\n# TYPE snapstore_a gauge\nsnapstore_a{b="c\\d"} 1\n',
-        b'# HELP snapstore_h_seconds W.\n# TYPE snapstore_h_seconds histogram\nsnapstore_h_seconds_bucket{le="1"} 1\n',
+        b"# HELP snapstore_h_seconds Words.\n# TYPE snapstore_h_seconds histogram\n"
+        b'snapstore_h_seconds_bucket{le="1"} 1\n',
     ],
     ids=["no head", "no end", "no total", "twice", "escape", "no count"],
 )

@@ -61,74 +61,78 @@ def move(transfer, count):
     digest(bytes(count), progress=transfer.progress)
 
 
-def started(registry, total=1000, direction=Direction.OUT):
-    """A transfer within its `with`, and what ends it."""
-    watch = registry.watch(direction, "http://peer:1", 7, total=total)
-    return watch.__enter__(), watch
+def watch(registry, total=1000):
+    return registry.watch(Direction.OUT, "http://peer:1", 7, total=total)
 
 
 def ended_with(registry, error, moved=0):
     """A transfer that ended so."""
-    with pytest.raises(type(error)), registry.watch(Direction.IN, "peer", 7) as transfer:
-        if moved:
-            move(transfer, moved)
-        raise error
-    return transfer
+    ended = []
+
+    def fail():
+        with registry.watch(Direction.IN, "peer", 7) as transfer:
+            ended.append(transfer)
+            if moved:
+                move(transfer, moved)
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    return ended[0]
 
 
 # One transfer.
 
 
 def test_bytes_rate_and_time_left_follow_the_progress(registry, time):
-    transfer, watch = started(registry)
-    assert (transfer.state, transfer.bytes, transfer.rate, transfer.eta_s) == (State.OFFERED, 0, 0.0, None)
-    time.now_s += 2
-    move(transfer, 400)
-    look = transfer.look()
-    assert look == (State.MOVING, 400, 200.0, 3.0, False, 2.0, None)
-    move(transfer, 600)
-    assert (transfer.state, transfer.bytes, transfer.eta_s) == (State.SETTLING, 1000, None)
-    watch.__exit__(None, None, None)
+    with watch(registry) as transfer:
+        assert transfer.look() == (State.OFFERED, 0, 0.0, None, False, 0.0, None)
+        time.now_s += 2
+        move(transfer, 400)
+        look = transfer.look()
+        assert look == (State.MOVING, 400, 200.0, 3.0, False, 2.0, None)
+        move(transfer, 600)
+        assert (transfer.state, transfer.bytes, transfer.eta_s) == (State.SETTLING, 1000, None)
     assert transfer.look() == (State.DONE, 1000, 500.0, None, False, 2.0, None)
 
 
 def test_the_rate_is_that_of_now_and_not_of_the_whole(registry, time):
-    transfer, _ = started(registry, total=None)
-    for _ in range(20):
-        time.now_s += 1
-        move(transfer, 10_000)
-        transfer.look()
-    assert transfer.rate == pytest.approx(10_000)
-    for _ in range(round(RATE_WINDOW_S) + 1):
-        time.now_s += 1
-        move(transfer, 100)
-        transfer.look()
-    assert transfer.rate == pytest.approx(100)
-    assert (transfer.total, transfer.eta_s) == (None, None)
+    with watch(registry, total=None) as transfer:
+        for _ in range(20):
+            time.now_s += 1
+            move(transfer, 10_000)
+            transfer.look()
+        assert transfer.rate == pytest.approx(10_000)
+        for _ in range(round(RATE_WINDOW_S) + 1):
+            time.now_s += 1
+            move(transfer, 100)
+            transfer.look()
+        assert transfer.rate == pytest.approx(100)
+        assert (transfer.total, transfer.eta_s) == (None, None)
 
 
 def test_stalled_is_what_does_not_move_and_what_moves_again_is_not(registry, time):
-    transfer, _ = started(registry)
-    time.now_s += STALLED_AFTER_S - 0.001
-    assert not transfer.stalled
-    time.now_s += 0.001
-    assert transfer.stalled  # Offered, and nobody answers.
-    move(transfer, 1)
-    assert not transfer.stalled
-    time.now_s += STALLED_AFTER_S
-    assert transfer.stalled
-    move(transfer, 999)
-    time.now_s += 100 * STALLED_AFTER_S
-    assert not transfer.stalled  # An fsync of gigabytes, which has a deadline of its own.
+    with watch(registry) as transfer:
+        time.now_s += STALLED_AFTER_S - 0.001
+        assert not transfer.stalled
+        time.now_s += 0.001
+        assert transfer.stalled  # Offered, and nobody answers.
+        move(transfer, 1)
+        assert not transfer.stalled
+        time.now_s += STALLED_AFTER_S
+        assert transfer.stalled
+        move(transfer, 999)
+        time.now_s += 100 * STALLED_AFTER_S
+        assert not transfer.stalled  # An fsync of gigabytes, which has a deadline of its own.
 
 
 def test_another_attempt_begins_its_bytes_anew_and_forgets_none(registry):
-    transfer, _ = started(registry)
-    move(transfer, 900)
-    transfer.begin_attempt()
-    assert (transfer.state, transfer.bytes, transfer.moved) == (State.OFFERED, 0, 900)
-    move(transfer, 300)
-    assert (transfer.state, transfer.bytes, transfer.moved) == (State.MOVING, 300, 1200)
+    with watch(registry) as transfer:
+        move(transfer, 900)
+        transfer.begin_attempt()
+        assert (transfer.state, transfer.bytes, transfer.moved) == (State.OFFERED, 0, 900)
+        move(transfer, 300)
+        assert (transfer.state, transfer.bytes, transfer.moved) == (State.MOVING, 300, 1200)
 
 
 def test_a_progress_that_was_used_before_counts_from_where_it_stands(registry):
@@ -173,12 +177,11 @@ def test_of_a_long_error_the_beginning_is_kept(registry):
 
 def test_those_under_way_come_first_and_of_the_ended_few_are_kept():
     registry = TransferRegistry(ended_max=2)
-    live, watch = started(registry)
-    ended = [ended_with(registry, OSError(str(turn)), moved=10) for turn in range(4)]
-    assert registry.transfers() == [live, ended[3], ended[2]]
-    assert registry.in_flight() == {Direction.IN: 0, Direction.OUT: 1}
-    assert registry.moved() == {Direction.IN: 40, Direction.OUT: 0}  # Also of those that are forgotten.
-    watch.__exit__(None, None, None)
+    with watch(registry) as live:
+        ended = [ended_with(registry, OSError(str(turn)), moved=10) for turn in range(4)]
+        assert registry.transfers() == [live, ended[3], ended[2]]
+        assert registry.in_flight() == {Direction.IN: 0, Direction.OUT: 1}
+        assert registry.moved() == {Direction.IN: 40, Direction.OUT: 0}  # Also of those that are forgotten.
     assert registry.in_flight()[Direction.OUT] == 0
     with pytest.raises(ValueError, match="ended_max"):
         TransferRegistry(ended_max=-1)
