@@ -142,7 +142,9 @@ class Connection:
 
     def _call_route(self, route: Route, head: Head) -> bytes:
         limits = self._deadlines
-        exchange = Exchange(self._socket, head, self._peer, limits.idle_timeout_s, limits.rate_min)
+        exchange = Exchange(
+            self._socket, head, self._peer, self._registry, limits.idle_timeout_s, limits.rate_min
+        )
         route(exchange)
         self._keep_alive = exchange.keep_alive
         if not exchange.body.ended:

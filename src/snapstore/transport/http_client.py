@@ -160,9 +160,18 @@ class SnapshotClient:
         sender = EtcdSender(
             self._dialer, self._answers, limits.idle_timeout_s, limits.rate_min, limits.fsync_timeout_s
         )
-        sender.send(
-            url, source, message, cluster_id=cluster_id, peer_urls=peer_urls, verify=verify, progress=progress
-        )
+        with self.registry.watch(
+            Direction.OUT, url, source.meta.index, total=source.size, progress=progress
+        ) as transfer:
+            sender.send(
+                url,
+                source,
+                message,
+                cluster_id=cluster_id,
+                peer_urls=peer_urls,
+                verify=verify,
+                progress=transfer.progress,
+            )
 
     def list(self, url: str) -> list[dict[str, Any]]:
         """Return what the peer has stored: index, term, size, digest and problem of each."""
