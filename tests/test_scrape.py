@@ -13,6 +13,7 @@ from snapstore.directory import SnapshotDir
 from snapstore.disk import snapshot_name, temp_name
 from snapstore.errors import PeerRejected, SnapshotCorrupt, SnapshotTruncated
 from snapstore.metrics import CONTENT_TYPE, Counter, Histogram, Page
+from snapstore.reception import partial_name
 from snapstore.transfer import Direction
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 
@@ -138,8 +139,9 @@ def test_leftovers_that_are_swept_are_counted(tmp_path):
     SnapshotDir(tmp_path).close()
     for turn in range(3):
         (tmp_path / temp_name(turn)).write_bytes(b"left")
+    (tmp_path / partial_name(9)).write_bytes(b"of a transfer, without its note")
     with SnapshotDir(tmp_path) as directory:
-        assert directory.counts.leftovers_swept.value == 3
+        assert directory.counts.leftovers_swept.value == 4
 
 
 def test_wrong_bytes_are_counted_and_missing_ones_are_not(tmp_path):

@@ -126,10 +126,10 @@ class Transfer:
         with self._lock:
             return self._moved if self._end else self.progress.bytes - self._begun_bytes
 
-    def begin_attempt(self) -> None:
-        """Say that the bytes begin anew: with an attempt after a break."""
+    def begin_attempt(self, kept: int = 0) -> None:
+        """Say that the bytes begin anew, behind `kept` of them that need not move: after a break."""
         with self._lock:
-            self._attempt_bytes = self.progress.bytes
+            self._attempt_bytes = self.progress.bytes - kept
 
     def look(self) -> Look:
         """Return what it is now, all at the same moment."""
@@ -182,8 +182,7 @@ class Transfer:
         done = seen - self._attempt_bytes
         state, eta_s = State.MOVING if done else State.OFFERED, None
         if self.total is not None:
-            done = min(done, self.total)
-            if done and done == self.total:
+            if done and done >= self.total:
                 state = State.SETTLING
             elif done and rate > 0:
                 eta_s = (self.total - done) / rate

@@ -94,8 +94,8 @@ class TransferRegistry:
         )
         with self._lock:
             self._live.append(transfer)
-        self._tell("begins", transfer)
         try:
+            self._tell("begins", transfer)
             yield transfer
         except BaseException as error:
             self._settle(transfer, error)

@@ -234,6 +234,7 @@ class SnapshotClient:
                 if head.status != HTTPStatus.PARTIAL_CONTENT:
                     reception.kept = 0
                 body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
+                transfer.begin_attempt(reception.kept)
                 return reception.save(
                     body,
                     manifest.meta,
