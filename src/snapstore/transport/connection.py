@@ -18,7 +18,6 @@ import base64
 import contextlib
 import logging
 import socket
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from snapstore import _fastpipe
 from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, SnapstoreError
 from snapstore.transfer import Direction
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
+from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.routes import Exchange, Route, find_route
 from snapstore.transport.token import shows_token
 from snapstore.wire import (
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from snapstore.transport.receiver import Receiver
 
 logger = logging.getLogger("snapstore.transport")
-
-#: How long a refused sender is listened to, so that it reads the answer before the line goes dead.
-LINGER_S = 2.0
 
 _PREFIX = "/v1/snapshots"
 
@@ -300,14 +297,3 @@ class Connection:
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(self._deadlines.idle_timeout_s)
         self._socket.sendall(data)
-
-
-def linger(sock: socket.socket, timeout_s: float) -> None:
-    """Throw away what still comes, for a while: an unread byte would turn our answer into a reset."""
-    until_s = time.monotonic() + timeout_s
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
-        while (left_s := until_s - time.monotonic()) > 0:
-            sock.settimeout(left_s)
-            if not sock.recv(64 * 1024):
-                return

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from snapstore.errors import ForkedProcess, PeerRejected
 from snapstore.transfers import TransferRegistry
 from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address, peer_name
-from snapstore.transport.connection import LINGER_S, Connection, linger
+from snapstore.transport.connection import Connection
 from snapstore.transport.heads import response_head
+from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.patience import Deadlines
 from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
 from snapstore.transport.relay import Relay
