@@ -113,12 +113,35 @@ class Transfer:
         self._end: Look | None = None
         self._moved = 0
 
-    state = property(lambda self: self.look().state, doc="How far it is.")
-    bytes = property(lambda self: self.look().bytes, doc="How many bytes the attempt has come to.")
-    rate = property(lambda self: self.look().rate, doc="In bytes/s.")
-    eta_s = property(lambda self: self.look().eta_s, doc="Seconds left; None where nobody knows.")
-    stalled = property(lambda self: self.look().stalled, doc="Whether nothing moves any more.")
-    error = property(lambda self: self.look().error, doc="Why it did not end well, in words; or None.")
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        return self.look().state
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes its attempt has come to."""
+        return self.look().bytes
+
+    @property
+    def rate(self) -> float:
+        """In bytes/s."""
+        return self.look().rate
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left; None where nobody knows."""
+        return self.look().eta_s
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing moves any more."""
+        return self.look().stalled
+
+    @property
+    def error(self) -> str | None:
+        """Why it did not end well, in words; None where it did."""
+        return self.look().error
 
     @property
     def moved(self) -> int:
