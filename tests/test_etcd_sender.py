@@ -13,6 +13,7 @@ from nodes import ImagedSnapshot, Impostor, read_head
 from snapstore.errors import PeerRejected, PeerUnreachable, TransportError
 from snapstore.etcd import messages
 from snapstore.stream import SnapshotStream
+from snapstore.transfer import Direction, State
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 from snapstore.transport.patience import Deadlines
 
@@ -69,6 +70,16 @@ def test_a_stored_snapshot_reaches_a_member_as_a_leader_s_would(member, stored):
     assert member.bytes_of(META.index) == DB
     assert member.directory.stat(META.index).meta == META
     assert member.heard == [(META.index, SENDER, 2)]
+
+
+def test_it_is_seen_on_both_sides(member, stored):
+    client = SnapshotClient()
+    send(member.url, stored(), client=client)
+    (sent,), (received,) = client.registry.transfers(), member.server.registry.transfers()
+    assert (sent.direction, sent.peer, received.direction) == (Direction.OUT, member.url, Direction.IN)
+    for transfer in (sent, received):
+        assert (transfer.index, transfer.state) == (META.index, State.DONE)
+        assert transfer.bytes == transfer.total == transfer.moved == len(DB)
 
 
 def test_a_stream_is_sent_and_stays_open(member, tmp_path):

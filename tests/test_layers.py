@@ -15,7 +15,8 @@ ROOT = Path(snapstore.__file__).parent
 #: From the bottom up. A module may import from layers below its own, and from its own.
 LAYERS = (
     ("errors", "meta", "protocols", "outcomes"),
-    ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room"),
+    ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room", "metrics"),
+    ("counts", "transfer", "transfers"),
     ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
     ("shelf", "directory"),

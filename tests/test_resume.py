@@ -514,10 +514,13 @@ class TestFetch:
     def fetched(holder, directory):
         """Fetch it, and return how many of its bytes that took; its manifest and the heads are less."""
         progress = _fastpipe.Progress()
+        client = SnapshotClient()
         with CuttingLine(holder.url) as line:
-            saved = SnapshotClient().fetch(line.url, 7, directory, progress=progress)
+            saved = client.fetch(line.url, 7, directory, progress=progress)
         assert saved.path.read_bytes() == CONTENT
         assert progress.bytes >= len(CONTENT)
+        (transfer,) = client.registry.transfers()
+        assert (transfer.bytes, transfer.total) == (len(CONTENT), len(CONTENT))
         return line.returned
 
     @pytest.mark.parametrize("newest", [None, 9])

@@ -142,7 +142,7 @@ def test_a_token_is_for_routes_too(serve):
         assert peer.hear("POST")[0] == 401
 
 
-@pytest.mark.parametrize("path", ["", "/", "raft", "/raft/", "/v1", "/v1/x", "/healthz", "//"])
+@pytest.mark.parametrize("path", ["", "/", "raft", "/raft/", "/v1", "/v1/x", "/healthz", "/metrics", "//"])
 def test_paths_that_are_not_to_be_had(tmp_path, nothing_lost, path):
     with SnapshotDir(tmp_path) as directory, pytest.raises(ValueError, match="a route is a path"):
         SnapshotServer(directory, routes={path: print})

@@ -106,8 +106,8 @@ def test_the_log_names_the_peer_and_not_our_relay(secured, node, caplog):
     caplog.set_level("INFO")
     with written() as stream:
         SnapshotClient(tls=node.client).send_snapshot(secured.url, stream)
-    (record,) = [record for record in caplog.records if "snapshot 7 from" in record.message]
-    assert f"from {HOST}:" in record.message
+    (record,) = [record for record in caplog.records if "transfer ends direction=in" in record.message]
+    assert f" peer={HOST}:" in record.message
 
 
 def test_garbage_in_the_place_of_records_saves_nothing(secured, node, caplog):

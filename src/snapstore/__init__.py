@@ -44,6 +44,8 @@ from snapstore.pacing import Pacer
 from snapstore.store import SnapshotStore
 from snapstore.stored import SavedSnapshot, StoredSnapshot
 from snapstore.stream import SnapshotStream
+from snapstore.transfer import Transfer
+from snapstore.transfers import TransferRegistry
 
 __version__ = "0.1.0"
 
@@ -78,5 +80,7 @@ __all__ = [
     "StoreClosed",
     "StoredSnapshot",
     "Throttle",
+    "Transfer",
+    "TransferRegistry",
     "TransportError",
 ]

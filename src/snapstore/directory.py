@@ -196,7 +196,8 @@ class SnapshotDir(Shelf):
     ) -> SavedSnapshot:
         unit = chunk_size or (expected.chunk_size if expected else self.chunk_size)
         size_max = min(self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit)
-        with self._room.filling(file, size, size_max, progress) as (size_max, progress):
+        filling = self._room.filling(file, size, size_max, progress)
+        with self.counts.judging(), filling as (size_max, progress):
             copied = file.fill(
                 open_source(source),
                 size=size,
@@ -245,6 +246,7 @@ class SnapshotDir(Shelf):
                 f"{path} is there, but fsync of its directory failed; open the directory anew"
             ) from error
         if stage == "done":
+            self.counts.fsync.observe(sync_s)
             return SavedSnapshot(index, path, manifest.size, manifest, sync_s=sync_s)
         if stage == "name" and code == errno.EEXIST:
             raise SnapshotExists(f"{path} was saved by somebody else meanwhile; it was kept", path)
@@ -306,7 +308,9 @@ class SnapshotDir(Shelf):
         """
         self._check_usable()
         self.check_sound()
-        removed = [*disk.sweep(self._fd), *self._sweep_partials()]
+        swept = disk.sweep(self._fd)
+        self.counts.leftovers_swept.add(len(swept))
+        removed = [*swept, *self._sweep_partials()]
         if removed:
             self._sync()
         return removed
@@ -316,7 +320,9 @@ class SnapshotDir(Shelf):
             newest = self.newest()
             return max(coming or 0, newest.index + 1 if newest else 0)
 
-        return sweep_partials(self._fd, wanted, coming)
+        swept = sweep_partials(self._fd, wanted, coming)
+        self.counts.leftovers_swept.add(len(swept))
+        return swept
 
     @contextlib.contextmanager
     def _claimed(self, index: int) -> Iterator[None]:

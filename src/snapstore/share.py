@@ -29,11 +29,12 @@ class Pin:
     """A KV's snapshot, ready to be handed out, and where in raft's log it stands.
 
     Making one may take time: a backend prepares its image here. If that fails, the snapshot is
-    closed and the error passes on.
+    closed and the error passes on. `pinned_s` is when it was made, on its maker's clock.
     """
 
-    def __init__(self, meta: SnapshotMeta, snapshot: Snapshot) -> None:
+    def __init__(self, meta: SnapshotMeta, snapshot: Snapshot, pinned_s: float = 0.0) -> None:
         self.snapshot = snapshot
+        self.pinned_s = pinned_s
         try:
             self.meta = to_meta(meta)
             image = getattr(snapshot, "image", None)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe, broken, disk, poison
+from snapstore.counts import DirectoryCounts
 from snapstore.errors import DirectoryPoisoned, ForkedProcess, SnapshotCorrupt, SnapshotNotFound
 from snapstore.meta import check_index
 from snapstore.retention import Retention
@@ -42,6 +43,8 @@ class Shelf:
         self._directory_sync = _fastpipe.DirectorySync()
         self._marked = False  # The poison stands in the directory, too.
         self._retention = Retention()
+        #: For operators: what was fsynced, swept and found wrong since this object was made.
+        self.counts = DirectoryCounts()
         self._fd = disk.open_directory(self.path)
         try:
             self._sync()
@@ -106,7 +109,8 @@ class Shelf:
         stored = open_stored(self._fd, self._path(index), index, from_disk=verify)
         if verify:
             try:
-                stored.verify(progress)
+                with self.counts.judging():
+                    stored.verify(progress)
             except SnapshotCorrupt as error:
                 with stored:
                     raise self._set_aside(stored.saved, error) from error

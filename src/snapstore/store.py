@@ -28,6 +28,7 @@ from snapstore.errors import (
 )
 from snapstore.meta import check_index
 from snapstore.share import Pin
+from snapstore.transfers import TransferRegistry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from snapstore.protocols import KV, Clock, Raft, SnapshotTransport
     from snapstore.share import Share
     from snapstore.stream import SnapshotStream
+    from snapstore.transfer import Transfer
 
 logger = logging.getLogger("snapstore")
 
@@ -77,6 +79,7 @@ class SnapshotStore:
     `clear_unused_after_s` is closed. Up to `streams_max` streams of the same point in time are out
     at once, where the KV's snapshots have an `image()`; where not, one. `transport`, where given, is
     told of each stream by `snapshot_ready(stream, index)`. A `clock` that is given is not closed.
+    `registry` is the node's, which its clients and servers are given too; None: one of its own.
 
     Thread-safe. Only `close_snap_before`, the release of a stream and `close` may take as long as
     the KV needs to close a snapshot. After `close`, methods raise `StoreClosed`; in a forked child
@@ -94,6 +97,7 @@ class SnapshotStore:
         clear_unused_after_s: float = CLEAR_UNUSED_AFTER_S,
         streams_max: int = STREAMS_MAX,
         clock: Clock | None = None,
+        registry: TransferRegistry | None = None,
     ) -> None:
         if not clear_unused_after_s > 0:
             raise ValueError(f"clear_unused_after_s must be above 0 seconds, not {clear_unused_after_s!r}")
@@ -108,6 +112,8 @@ class SnapshotStore:
         if clock is None:
             clock = self._own_clock = SystemClock()
         self._clock: Clock = clock
+        #: What shows the transfers of the node.
+        self.registry = registry or TransferRegistry()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._state = State.EMPTY
@@ -119,6 +125,7 @@ class SnapshotStore:
         self._last_error: BaseException | None = None
         # How far the log was compacted during this creation: what was captured before may be older.
         self._compacted_to = -1
+        self.registry.watch_pins(self)
 
     @property
     def state(self) -> State:
@@ -132,6 +139,16 @@ class SnapshotStore:
         Without a traceback: the log has it, and here it would keep what its frames hold alive.
         """
         return self._last_error
+
+    @property
+    def pinned_age_s(self) -> float | None:
+        """How long the KV has been pinned for the stored snapshot, in seconds; None without one."""
+        pin = self._pin
+        return None if pin is None else self._clock.monotonic() - pin.pinned_s
+
+    def transfers(self) -> list[Transfer]:
+        """Return the transfers of its registry: those under way, then the last ones that have ended."""
+        return self.registry.transfers()
 
     def get_snap(self) -> SnapshotStream:
         """Hand out the stored snapshot. Never blocks: raft's loop may call it.
@@ -239,7 +256,9 @@ class SnapshotStore:
         if not self._is_creating(generation):
             return
         try:
-            pin = Pin(*self._raft.capture(self._kv.snapshot))
+            # Looked up before: it is pinned at some moment of the call.
+            pinned_s = self._clock.monotonic()
+            pin = Pin(*self._raft.capture(self._kv.snapshot), pinned_s)
         except BaseException as error:
             logger.warning("creating a snapshot failed; the next get_snap tries again", exc_info=error)
             self._give_up(generation, error)

@@ -37,6 +37,9 @@ class StorePlace:
         return f"{self.kind}:{self.path}"
 
 
+#: Who looks less often than this does not watch.
+INTERVAL_S_MAX = 3600.0
+
 #: The kinds of stores that can be named as KIND:PATH.
 STORE_KINDS = ("lmdb", "sqlite")
 
@@ -85,6 +88,17 @@ def parse_count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise ArgumentTypeError(f"give a number, 1 or more, not {text!r}")
     return int(text)
+
+
+def parse_interval(text: str) -> float:
+    """Read a number of seconds, above 0, an hour at most."""
+    try:
+        interval_s = float(text)
+    except ValueError:
+        interval_s = 0.0
+    if not 0 < interval_s <= INTERVAL_S_MAX:
+        raise ArgumentTypeError(f"give seconds, above 0 and {INTERVAL_S_MAX:g} at most, not {text!r}")
+    return interval_s
 
 
 def parse_store(text: str) -> StorePlace:

@@ -18,6 +18,7 @@ from snapstore.cli.arguments import (
     parse_etcd_id,
     parse_index,
     parse_index_or_newest,
+    parse_interval,
     parse_listen_address,
     parse_peer_url,
     parse_size,
@@ -40,6 +41,9 @@ RAFT_DEMO_NODES = 3
 LISTEN_DEFAULT = "127.0.0.1:0"
 
 SHELLS = ("bash", "zsh", "tcsh")
+
+#: Between two looks of `top`: as often as an eye follows; the server works nothing out in between.
+TOP_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +324,26 @@ COMMANDS: tuple[Command, ...] = (
         "etcd gives its database as it is now, and its revision becomes the index. The file is what "
         "`etcdctl snapshot save` writes, and what `snapstore restore` makes of it is what `etcdctl snapshot "
         "restore` takes.",
+    ),
+    Command(
+        "top",
+        "watch the transfers of a server",
+        "top:top",
+        (
+            _URL,
+            _argument(
+                "--interval",
+                metavar="S",
+                type=parse_interval,
+                default=TOP_INTERVAL_S,
+                help=f"seconds between two looks (default: {TOP_INTERVAL_S:g})",
+            ),
+            _argument("--count", metavar="N", type=parse_count, help="end after so many looks"),
+            _ATTEMPTS,
+            *_ACCESS,
+            _TOKEN_IN_CLEAR,
+        ),
+        "Shows what is under way, and the last few that have ended, until Ctrl-C; with --json it looks once.",
     ),
     Command(
         "push",

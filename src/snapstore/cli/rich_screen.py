@@ -9,14 +9,23 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from snapstore.cli.screen import Advance, PlainScreen, Rows, format_rate, format_size
+from snapstore.cli.screen import Advance, PlainScreen, Rows, Show, format_rate, format_size
 
 #: How a cell is shown that begins with one of these words.
-_STYLES = {"ok": "green", "identical": "bold green", "DIFFERENT": "bold red"}
+_STYLES = {
+    "ok": "green",
+    "done": "green",
+    "identical": "bold green",
+    "DIFFERENT": "bold red",
+    "stalled": "bold red",
+    "failed": "red",
+    "refused": "yellow",
+}
 
 
 class RichScreen(PlainScreen):
@@ -31,18 +40,7 @@ class RichScreen(PlainScreen):
         if not self._out.is_terminal:
             super().table(fields, columns, rows, title)
             return
-        table = Table(
-            title=title or None,
-            title_justify="left",
-            show_header=any(columns),
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        for place, column in enumerate(columns):
-            table.add_column(column, style="cyan" if place == 0 else None, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell, style=_STYLES.get(cell.partition(":")[0], "")) for cell in row))
-        Console(highlight=False).print(table)
+        Console(highlight=False).print(_table(columns, rows, title))
 
     def note(self, text: str) -> None:
         """Print a dim line."""
@@ -68,6 +66,32 @@ class RichScreen(PlainScreen):
         with Progress(*columns, console=self._err) as progress:
             task = progress.add_task(f"{label:<22}", total=size)
             yield lambda count: progress.update(task, completed=count)
+
+    @contextmanager
+    def live(self, columns: Sequence[str]) -> Iterator[Show]:
+        """Show the table in place; one after the other where standard output is no terminal."""
+        if not self._out.is_terminal or self._out.is_dumb_terminal:
+            with super().live(columns) as show:
+                yield show
+            return
+        console = Console(highlight=False)
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda rows: live.update(_table(columns, rows, ""), refresh=True)
+
+
+def _table(columns: Sequence[str], rows: Rows, title: str) -> Table:
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        show_header=any(columns),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for place, column in enumerate(columns):
+        table.add_column(column, style="cyan" if place == 0 else None, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell.partition(":")[0], "")) for cell in row))
+    return table
 
 
 class _BytesColumn(ProgressColumn):

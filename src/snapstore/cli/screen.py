@@ -22,6 +22,7 @@ POLL_INTERVAL_S = 0.1
 
 Advance = Callable[[int], None]
 Rows = Sequence[Sequence[str]]
+Show = Callable[[Rows], None]
 
 
 class Screen(Protocol):
@@ -41,6 +42,9 @@ class Screen(Protocol):
 
     def bar(self, label: str, size: int | None) -> AbstractContextManager[Advance]:
         """Show how far something with `size` bytes is, from what the yielded function is told."""
+
+    def live(self, columns: Sequence[str]) -> AbstractContextManager[Show]:
+        """Show a table that changes: the yielded function is told its rows, again and again."""
 
 
 class PlainScreen:
@@ -83,6 +87,18 @@ class PlainScreen:
         elapsed_s = time.monotonic() - started_s
         self.note(f"{label}: done, {format_size(done)} in {elapsed_s:.2f} s, {format_rate(done, elapsed_s)}")
 
+    @contextmanager
+    def live(self, columns: Sequence[str]) -> Iterator[Show]:
+        """Print the rows under their heads each time, and a word where there are none."""
+
+        def show(rows: Rows) -> None:
+            if rows:
+                PlainScreen.table(self, {}, columns, rows)
+            else:
+                print("nothing to show", flush=True)
+
+        yield show
+
 
 class JsonScreen:
     """One JSON object a result, on standard output, and nothing else; errors too."""
@@ -106,6 +122,11 @@ class JsonScreen:
     def bar(self, label: str, size: int | None) -> Iterator[Advance]:
         """Show nothing."""
         yield lambda _count: None
+
+    @contextmanager
+    def live(self, columns: Sequence[str]) -> Iterator[Show]:
+        """Show nothing: a machine asks again when it wants to know."""
+        yield lambda _rows: None
 
 
 def make_screen(*, json: bool) -> Screen:

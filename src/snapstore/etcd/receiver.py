@@ -25,6 +25,7 @@ from snapstore.etcd.messages import (
     decode_snapshot_message,
     snapshot_meta,
 )
+from snapstore.transfer import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,19 +180,22 @@ class EtcdReceiver:
             head += read_body(exchange, wanted - len(head))
         size = bolt.read_stream_head(head).size
         exchange.body.put_back(head)
-        try:
-            return self._directory.save_from(
-                exchange.body,
-                meta,
-                size=size,
-                idle_timeout_s=exchange.idle_timeout_s,
-                rate_min=exchange.rate_min,
-            )
-        except SnapshotExists:
-            saved = self._stored(meta)  # Somebody else was quicker with it, or it is no snapshot.
-            if saved is None:
-                raise
-            return saved
+        with exchange.registry.watch(Direction.IN, exchange.peer, meta.index, total=size) as transfer:
+            try:
+                return self._directory.save_from(
+                    exchange.body,
+                    meta,
+                    size=size,
+                    progress=transfer.progress,
+                    idle_timeout_s=exchange.idle_timeout_s,
+                    rate_min=exchange.rate_min,
+                )
+            except SnapshotExists:
+                saved = self._stored(meta)  # Somebody else was quicker with it, or it is no snapshot.
+                if saved is None:
+                    raise
+                transfer.existed = True
+                return saved
 
 
 def refuse(exchange: Exchange, refused: PeerRefused, cluster_id: int) -> None:

@@ -24,8 +24,8 @@ from snapstore.etcd.handshake import CLUSTER_VERSION_MIN, VERSION, format_id
 from snapstore.etcd.messages import MSG_SNAP, encode, snapshot_meta
 from snapstore.stored import StoredSnapshot
 from snapstore.transport.answers import Answers
+from snapstore.transport.breaks import line_broke, naming
 from snapstore.transport.heads import Head, read_response, request_head
-from snapstore.transport.http_client import line_broke, naming
 
 if TYPE_CHECKING:
     import socket

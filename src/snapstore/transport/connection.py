@@ -8,6 +8,7 @@ direction are moved by the C core without the GIL, so that no event loop in the 
     GET  /v1/snapshots/{index}            the raw image, with Range
     GET  /v1/snapshots/{index}/manifest   its manifest
     GET  /healthz                         "ok"
+    GET  /metrics, /v1/transfers          for operators, see scrape.py
     (routes)                              what a part above answers, see routes.py
 """
 
@@ -17,13 +18,14 @@ import base64
 import contextlib
 import logging
 import socket
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe
 from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, SnapstoreError
+from snapstore.transfer import Direction
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
+from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.routes import Exchange, Route, find_route
 from snapstore.transport.token import shows_token
 from snapstore.wire import (
@@ -43,13 +45,11 @@ if TYPE_CHECKING:
     from snapstore._fastpipe import Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import StoredSnapshot
+    from snapstore.transfers import TransferRegistry
     from snapstore.transport.patience import Deadlines
     from snapstore.transport.receiver import Receiver
 
 logger = logging.getLogger("snapstore.transport")
-
-#: How long a refused sender is listened to, so that it reads the answer before the line goes dead.
-LINGER_S = 2.0
 
 _PREFIX = "/v1/snapshots"
 
@@ -72,6 +72,7 @@ class Connection:
         peer: str,
         token: str | None,
         deadlines: Deadlines,
+        registry: TransferRegistry,
         throttle: Throttle | None = None,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
@@ -83,6 +84,7 @@ class Connection:
         self._token = token
         self._deadlines = deadlines
         self._throttle = throttle
+        self._registry = registry
         self._keep_alive = True
 
     def run(self) -> None:
@@ -141,7 +143,9 @@ class Connection:
 
     def _call_route(self, route: Route, head: Head) -> bytes:
         limits = self._deadlines
-        exchange = Exchange(self._socket, head, self._peer, limits.idle_timeout_s, limits.rate_min)
+        exchange = Exchange(
+            self._socket, head, self._peer, self._registry, limits.idle_timeout_s, limits.rate_min
+        )
         route(exchange)
         self._keep_alive = exchange.keep_alive
         if not exchange.body.ended:
@@ -161,10 +165,13 @@ class Connection:
         body = _fastpipe.Body(self._socket.fileno(), head.kept, head.body_length)
         waiting = head.headers.get("expect", "").lower() == "100-continue"
         go_on = self._send_continue if waiting else lambda _kept: None
-        status, answer = self._receiver.receive(offer, body, go_on, lambda late: self.refuse(late, head))
+        with self._registry.watch(Direction.IN, self._peer, index, total=offer.size) as transfer:
+            status, answer = self._receiver.receive(
+                offer, body, go_on, lambda late: self.refuse(late, head), transfer.progress
+            )
+            transfer.existed = answer["existed"]
         # A peer may send its body although it was not wanted.
         self._keep_alive = self._keep_alive and body.ended
-        logger.info("snapshot %d from %s: %s", index, self._peer, answer)
         self._respond(status, to_json(answer))
         if not body.ended:
             self._linger()
@@ -241,20 +248,22 @@ class Connection:
         self._send(response_head(status, headers, keep_alive=self._keep_alive))
         if head.method == "HEAD":
             return
-        try:
-            sent = _fastpipe.send(
-                stored.image(),
-                self._socket.fileno(),
-                offset=start,
-                length=length,
-                idle_timeout_s=self._deadlines.idle_timeout_s,
-                rate_min=self._deadlines.rate_min,
-                throttle=self._throttle,
-            )
-        except (OSError, SnapstoreError) as error:
-            raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
-        if sent != length:
-            raise ConnectionError(f"snapshot {saved.index} ended after {sent} of {length} bytes")
+        with self._registry.watch(Direction.OUT, self._peer, saved.index, total=length) as transfer:
+            try:
+                sent = _fastpipe.send(
+                    stored.image(),
+                    self._socket.fileno(),
+                    offset=start,
+                    length=length,
+                    progress=transfer.progress,
+                    idle_timeout_s=self._deadlines.idle_timeout_s,
+                    rate_min=self._deadlines.rate_min,
+                    throttle=self._throttle,
+                )
+            except (OSError, SnapstoreError) as error:
+                raise ConnectionError(f"sending snapshot {saved.index} failed: {error}") from error
+            if sent != length:
+                raise ConnectionError(f"snapshot {saved.index} ended after {sent} of {length} bytes")
 
     # Answers.
 
@@ -293,14 +302,3 @@ class Connection:
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(self._deadlines.idle_timeout_s)
         self._socket.sendall(data)
-
-
-def linger(sock: socket.socket, timeout_s: float) -> None:
-    """Throw away what still comes, for a while: an unread byte would turn our answer into a reset."""
-    until_s = time.monotonic() + timeout_s
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
-        while (left_s := until_s - time.monotonic()) > 0:
-            sock.settimeout(left_s)
-            if not sock.recv(64 * 1024):
-                return

@@ -7,31 +7,25 @@ last attempt.
 
 from __future__ import annotations
 
-import select
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe
-from snapstore.errors import (
-    PeerRejected,
-    PeerUnreachable,
-    ReceiverSilent,
-    SnapshotCorrupt,
-    SnapshotTruncated,
-    TransportError,
-)
+from snapstore.errors import PeerRejected, SnapshotCorrupt, SnapshotTruncated, TransportError
 from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import check_index
 from snapstore.retry import RetryPolicy, is_passing
+from snapstore.transfer import Direction, Transfer
+from snapstore.transfers import TransferRegistry
 from snapstore.transport.address import Address
 from snapstore.transport.answers import Answers, SentSnapshot, believed
+from snapstore.transport.breaks import line_broke, naming
 from snapstore.transport.dial import Dialer
-from snapstore.transport.heads import Head, HeadMalformed, read_response, request_head
+from snapstore.transport.heads import Head, read_response, request_head
 from snapstore.transport.patience import READ_BACK_RATE_MIN, Deadlines
-from snapstore.wire import Offer, OfferMalformed, check_cluster, entity_tag, pack_data, parse_kept
+from snapstore.wire import Offer, check_cluster, entity_tag, pack_data, parse_kept
 
 if TYPE_CHECKING:
     import socket
@@ -53,7 +47,7 @@ class _Push:
     url: str
     offer: Offer
     stream: SnapshotStream
-    progress: Progress
+    transfer: Transfer
     urgent: bool
     body_begun: bool = False
 
@@ -76,7 +70,7 @@ class SnapshotClient:
 
     `tls` (see `transport.tls.client_context`) is for the peers whose URL is https. `token` goes with
     each request, but in the clear to this machine only, unless `token_in_clear` says that the
-    network between keeps secrets.
+    network between keeps secrets. `registry`, the node's, shows its transfers; None: one of its own.
     """
 
     def __init__(
@@ -89,11 +83,13 @@ class SnapshotClient:
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
         token_in_clear: bool = False,
+        registry: TransferRegistry | None = None,
     ) -> None:
         self.cluster = check_cluster(cluster)
         self.deadlines = deadlines or Deadlines()
         self.retry = retry or _ONCE
         self._throttle = throttle
+        self.registry = registry or TransferRegistry()
         self._answers = Answers(self.deadlines)
         self._dialer = Dialer(self.deadlines, tls, token, token_in_clear=token_in_clear)
 
@@ -131,8 +127,13 @@ class SnapshotClient:
         compare digests in place of the bytes.
         """
         offer = Offer(stream.meta, stream.size, chunk_size, self.cluster, len(stream.meta.data), message)
-        with stream.watched(progress) as watched:
-            push = _Push(url, offer, stream, watched, urgent)
+        with (
+            stream.watched(progress) as watched,
+            self.registry.watch(
+                Direction.OUT, url, offer.meta.index, total=stream.size, progress=watched
+            ) as transfer,
+        ):
+            push = _Push(url, offer, stream, transfer, urgent)
             try:
                 return self.retry.run(
                     lambda: self._push_twice(push),
@@ -173,29 +174,28 @@ class SnapshotClient:
             limits.fsync_timeout_s,
             self._throttle,
         )
-        sender.send(
-            url,
-            source,
-            message,
-            cluster_id=cluster_id,
-            peer_urls=peer_urls,
-            verify=verify,
-            progress=progress,
-            urgent=urgent,
-        )
+        with self.registry.watch(
+            Direction.OUT, url, source.meta.index, total=source.size, progress=progress
+        ) as transfer:
+            sender.send(
+                url,
+                source,
+                message,
+                cluster_id=cluster_id,
+                peer_urls=peer_urls,
+                verify=verify,
+                progress=transfer.progress,
+                urgent=urgent,
+            )
 
     def list(self, url: str) -> list[dict[str, Any]]:
         """Return what the peer has stored: index, term, size, digest and problem of each."""
 
-        def attempt() -> Any:
-            with self._dialer.connected(url) as (sock, address), naming(url):
-                head = self._request(sock, address, "GET", "/v1/snapshots")
-                return self._answers.read_json(sock, head).get("snapshots")
+        return [*self._list(url, "snapshots")]
 
-        listed = self.retry.run(attempt, _fastpipe.Progress(), f"the list of {url}")
-        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-            raise TransportError(f"{url} did not answer with a list of snapshots")
-        return listed
+    def list_transfers(self, url: str) -> Sequence[dict[str, Any]]:
+        """Return the peer's transfers, as `Transfer.to_json`: those under way, then the last that ended."""
+        return self._list(url, "transfers")
 
     def fetch(
         self,
@@ -215,32 +215,29 @@ class SnapshotClient:
         behind what was verified and kept. `urgent` is as in `SnapshotDir.save_from`.
         """
         index = check_index(index)
-        watched = progress or _fastpipe.Progress()
-        return self.retry.run(
-            lambda: self._pull(url, index, directory, digest, watched, urgent),
-            watched,
-            f"snapshot {index} from {url}",
-            # The line ended too early; what came of it is kept.
-            passing=lambda error: is_passing(error) or isinstance(error, SnapshotTruncated),
-        )
+        with self.registry.watch(Direction.IN, url, index, progress=progress) as transfer:
+            return self.retry.run(
+                lambda: self._pull(url, directory, digest, transfer, urgent),
+                transfer.progress,
+                f"snapshot {index} from {url}",
+                # The line ended too early; what came of it is kept.
+                passing=lambda error: is_passing(error) or isinstance(error, SnapshotTruncated),
+            )
 
     # The pull.
 
     def _pull(
-        self,
-        url: str,
-        index: int,
-        directory: SnapshotDir,
-        digest: str | None,
-        progress: Progress,
-        urgent: bool,
+        self, url: str, directory: SnapshotDir, digest: str | None, transfer: Transfer, urgent: bool
     ) -> SavedSnapshot:
+        index, progress = transfer.index, transfer.progress
+        transfer.begin_attempt()
         target = f"/v1/snapshots/{index}"
         manifest = Manifest.from_bytes(self._get(url, target + "/manifest"))
         if manifest.meta.index != index:
             raise SnapshotCorrupt(f"the peer sent the manifest of index {manifest.meta.index} for {index}")
         if digest not in (None, digest_text(manifest.digest)):
             raise SnapshotCorrupt(f"the peer has another snapshot {index} than the one of {digest}")
+        transfer.total = manifest.size
         with directory.receive(
             manifest.meta,
             size=manifest.size,
@@ -253,6 +250,7 @@ class SnapshotClient:
                 if head.status != HTTPStatus.PARTIAL_CONTENT:
                     reception.kept = 0
                 body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
+                transfer.begin_attempt(reception.kept)
                 return reception.save(
                     body,
                     manifest.meta,
@@ -276,11 +274,14 @@ class SnapshotClient:
         return self._push(push)
 
     def _push(self, push: _Push) -> SentSnapshot:
+        push.transfer.begin_attempt()
         with self._dialer.connected(push.url) as (sock, address):
             with naming(push.url):
                 answer = self._offer(sock, address, push.offer)
                 if answer.status != HTTPStatus.CONTINUE:
-                    return believed(push.url, self._answers.read_sent(sock, answer, push.offer), None)
+                    sent = believed(push.url, self._answers.read_sent(sock, answer, push.offer), None)
+                    push.transfer.existed = True
+                    return sent
                 kept = parse_kept(answer.headers, push.offer)
             # One that said more than "go on" has refused already.
             copied = None if answer.kept else self._send_body(sock, push, kept)
@@ -314,7 +315,7 @@ class SnapshotClient:
                 chunk_size=push.offer.chunk_size,
                 kept=kept,
                 http_chunked=True,
-                progress=push.progress,
+                progress=push.transfer.progress,
                 idle_timeout_s=patience_s,
                 rate_min=self.deadlines.rate_min,
                 throttle=self._throttle,
@@ -329,6 +330,17 @@ class SnapshotClient:
             raise
 
     # Requests without a body of ours.
+
+    def _list(self, url: str, kind: str) -> Sequence[dict[str, Any]]:
+        def attempt() -> Any:
+            with self._dialer.connected(url) as (sock, address), naming(url):
+                head = self._request(sock, address, "GET", f"/v1/{kind}")
+                return self._answers.read_json(sock, head).get(kind)
+
+        listed = self.retry.run(attempt, _fastpipe.Progress(), f"the list of {url}")
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise TransportError(f"{url} did not answer with a list of {kind}")
+        return listed
 
     def _get(self, url: str, target: str) -> bytes:
         with self._dialer.connected(url) as (sock, address), naming(url):
@@ -352,29 +364,8 @@ class SnapshotClient:
         return head
 
 
-@contextmanager
-def naming(url: str) -> Iterator[None]:
-    """Turn what a line does when it breaks into what the peer at `url` did."""
-    try:
-        yield
-    except (HeadMalformed, OfferMalformed) as error:
-        raise TransportError(f"{url} does not speak our HTTP: {error}") from error
-    except (ConnectionError, TimeoutError) as error:
-        raise PeerUnreachable(f"{url} left or fell silent: {error}") from error
-
-
 def _range_headers(manifest: Manifest, start: int) -> Sequence[tuple[str, str]]:
     """Ask for what follows `start`, of exactly this snapshot or all of it (RFC 9110, 13.1.5)."""
     if start == 0:
         return ()
     return [("Range", f"bytes={start}-"), ("If-Range", entity_tag(manifest))]
-
-
-def line_broke(sock: socket.socket, error: Exception) -> bool:
-    """Whether a send failed since the peer has spoken, left, or takes no more: if not, it was the KV."""
-    if isinstance(error, ReceiverSilent):
-        return True
-    line = select.poll()
-    line.register(sock, select.POLLIN | select.POLLOUT)
-    failed = isinstance(error, (ConnectionError, TimeoutError))
-    return failed and [events for _, events in line.poll(0)] != [select.POLLOUT]

@@ -17,13 +17,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from snapstore.errors import ForkedProcess, PeerRejected
+from snapstore.transfers import TransferRegistry
 from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address, peer_name
-from snapstore.transport.connection import LINGER_S, Connection, linger
+from snapstore.transport.connection import Connection
 from snapstore.transport.heads import response_head
+from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.patience import Deadlines
 from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
 from snapstore.transport.relay import Relay
 from snapstore.transport.routes import check_routes
+from snapstore.transport.scrape import scrape_routes
 from snapstore.transport.tls import NotTls
 from snapstore.transport.token import check_token
 from snapstore.wire import HEAD_SIZE_MAX, to_json
@@ -64,7 +67,8 @@ class SnapshotServer:
     there is one, with every request but /healthz.
 
     `routes` are called for requests at their path and below (see `transport.routes.Exchange`), on the
-    connection's thread: that is how `etcd.member.EtcdMember` answers.
+    connection's thread: that is how `etcd.member.EtcdMember` answers. `registry`, the node's, shows its
+    transfers, at /v1/transfers and in /metrics too; None: one of its own.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class SnapshotServer:
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
         routes: Mapping[str, Route] | None = None,
+        registry: TransferRegistry | None = None,
     ) -> None:
         if min(saves_max, connections_max) < 1:
             raise ValueError("saves_max and connections_max are 1 or more")
@@ -90,7 +95,8 @@ class SnapshotServer:
             raise ValueError("TLS needs HOST:PORT to listen on, and a context for the server's side")
         self._tls = tls
         self._token = check_token(token)
-        self._routes = check_routes(routes or {})
+        self.registry = registry or TransferRegistry()
+        self._routes = check_routes(routes or {}) | scrape_routes(directory, self.registry)
         self.directory = directory
         self.deadlines = deadlines or Deadlines()
         self._throttle = throttle
@@ -239,6 +245,7 @@ class SnapshotServer:
             peer=peer,
             token=self._token,
             deadlines=self.deadlines,
+            registry=self.registry,
             throttle=self._throttle,
             routes=self._routes,
         )

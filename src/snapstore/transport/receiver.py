@@ -95,17 +95,23 @@ class Receiver:
             save.cancel()
 
     def receive(
-        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None], refuse: _Refuse
+        self,
+        offer: Offer,
+        body: _fastpipe.Body,
+        go_on: Callable[[int], None],
+        refuse: _Refuse,
+        progress: _fastpipe.Progress,
     ) -> tuple[int, dict[str, Any]]:
         """Decide on `offer`; call `go_on` and save `body`, or raise PeerRejected. (status, answer).
 
         `go_on` is told how many bytes were kept of an earlier attempt: the sender may send their
         digests alone. `refuse` is called, on another thread, where the peer must not wait for the node
-        any longer; when the node has come to its end, ConnectionAbortedError is raised.
+        any longer; when the node has come to its end, ConnectionAbortedError is raised. `progress` counts
+        the bytes, and `close` cancels it.
         """
         self._decide(offer)
         try:
-            saved, existed = self._settle(offer, body, go_on)
+            saved, existed = self._settle(offer, body, go_on, progress)
         except (PeerRejected, ConnectionError):
             raise
         except NoRoom as error:
@@ -138,14 +144,18 @@ class Receiver:
         self._ask(self._on_offer, offer, "the node refused the offer")
 
     def _settle(
-        self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]
+        self,
+        offer: Offer,
+        body: _fastpipe.Body,
+        go_on: Callable[[int], None],
+        progress: _fastpipe.Progress,
     ) -> tuple[SavedSnapshot, bool]:
         """The snapshot, certain to last, and whether it was there before."""
         found = self._existing(offer)
         if found is not None:
             return found, True
         try:
-            return self._save(offer, body, go_on), False
+            return self._save(offer, body, go_on, progress), False
         except SnapshotExists as error:
             # Somebody else was quicker with it, or what has the name is no snapshot.
             found = self._existing(offer)
@@ -163,7 +173,13 @@ class Receiver:
             raise PeerRejected(HTTPStatus.CONFLICT, "a different snapshot of this index is stored")
         return saved
 
-    def _save(self, offer: Offer, body: _fastpipe.Body, go_on: Callable[[int], None]) -> SavedSnapshot:
+    def _save(
+        self,
+        offer: Offer,
+        body: _fastpipe.Body,
+        go_on: Callable[[int], None],
+        progress: _fastpipe.Progress,
+    ) -> SavedSnapshot:
         with (
             self._place(),
             self._directory.receive(
@@ -173,7 +189,7 @@ class Receiver:
             go_on(reception.kept)
             limits = self._deadlines
             data = read_data(offer, exact_reader(body, limits.idle_timeout_s, limits.rate_min))
-            with self._under_way() as progress:
+            with self._under_way(progress):
                 return reception.save(
                     _fastpipe.Frames(body, chunk_size=offer.chunk_size, size=offer.size),
                     replace(offer.meta, data=data),
@@ -183,14 +199,13 @@ class Receiver:
                 )
 
     @contextmanager
-    def _under_way(self) -> Iterator[_fastpipe.Progress]:
-        progress = _fastpipe.Progress()
+    def _under_way(self, progress: _fastpipe.Progress) -> Iterator[None]:
         with self._lock:
             self._saves.append(progress)
             if self._closed:
                 progress.cancel()
         try:
-            yield progress
+            yield
         finally:
             with self._lock:
                 self._saves.remove(progress)

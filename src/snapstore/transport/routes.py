@@ -19,22 +19,35 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
+    from snapstore.transfers import TransferRegistry
+
+
+#: What a path of the server's own begins with; none is a route's.
+_OURS = ("", "v1", "healthz", "metrics")
+
 
 class Exchange:
     """One request, and the line for its answer. One thread at a time, but for `send`.
 
     `head` is the request's and `body` its body, a source for `save_from`; `peer` is what the log calls
-    the other side. A peer may be silent in a body for `idle_timeout_s` seconds, and must send
-    `rate_min` bytes/s.
+    the other side, and `registry` what shows the server's transfers. A peer may be silent in a body for
+    `idle_timeout_s` seconds, and must send `rate_min` bytes/s.
     """
 
     def __init__(
-        self, sock: socket.socket, head: Head, peer: str, idle_timeout_s: float, rate_min: float
+        self,
+        sock: socket.socket,
+        head: Head,
+        peer: str,
+        registry: TransferRegistry,
+        idle_timeout_s: float,
+        rate_min: float,
     ) -> None:
         self._socket = sock
         self.head = head
         self.body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
         self.peer = peer
+        self.registry = registry
         self.idle_timeout_s = idle_timeout_s
         self.rate_min = rate_min
         self.keep_alive = head.keep_alive
@@ -76,7 +89,7 @@ Route = Callable[[Exchange], object]
 def check_routes(routes: Mapping[str, Route]) -> dict[str, Route]:
     """Return `routes`, by the paths that they and all below answer to; ValueError for what is ours."""
     for path in routes:
-        if not path.startswith("/") or path.endswith("/") or path.split("/")[1] in ("", "v1", "healthz"):
+        if not path.startswith("/") or path.endswith("/") or path.split("/")[1] in _OURS:
             raise ValueError(f"a route is a path like /raft, and none of the server's own, not {path!r}")
     return dict(routes)
 

@@ -1,0 +1,92 @@
+"""The command that watches a server's transfers: `snapstore top URL`.
+
+It shows what the server says, and works nothing out but how it looks. What comes from a peer may be
+anything: it is shown as far as it is text and numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Any
+
+from snapstore.cli.access import client_of
+from snapstore.cli.exits import ExitCode
+from snapstore.cli.screen import format_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from snapstore.cli.screen import Screen
+
+#: Of those that have ended, the last few tell what was going on; the log has the rest.
+ENDED_SHOWN_MAX = 10
+
+#: In characters: the longest URL that leaves room beside it.
+_CELL_LENGTH_MAX = 48
+
+COLUMNS = ("INDEX", "WAY", "PEER", "STATE", "BYTES", "TOTAL", "RATE", "LEFT", "ERROR")
+
+_UNDER_WAY = ("offered", "moving", "settling")
+
+
+def top(args: argparse.Namespace, screen: Screen) -> int:
+    """Show the transfers again and again, until Ctrl-C or `--count`; in JSON once."""
+    client = client_of(args)
+    if args.json:
+        screen.result({"transfers": [*client.list_transfers(args.url)]}, "")
+        return ExitCode.DONE
+    pause = threading.Event()  # Never set: to wait on it is a sleep that Ctrl-C ends.
+    looks = 0
+    with screen.live(COLUMNS) as show:
+        try:
+            while True:
+                show(rows_of(client.list_transfers(args.url)))
+                looks += 1
+                if looks == args.count:
+                    return ExitCode.DONE
+                pause.wait(args.interval)
+        except KeyboardInterrupt:  # How one leaves.
+            return ExitCode.DONE
+
+
+def rows_of(transfers: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return what is shown of `transfers`: all under way, and the last few that have ended."""
+    live = [entry for entry in transfers if entry.get("state") in _UNDER_WAY]
+    ended = [entry for entry in transfers if entry.get("state") not in _UNDER_WAY]
+    return [_row(entry) for entry in live + ended[:ENDED_SHOWN_MAX]]
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    state = "stalled" if entry.get("stalled") is True else _text(entry.get("state"))
+    size, total, rate, left_s = (_number(entry.get(name)) for name in ("bytes", "total", "rate", "eta_s"))
+    return (
+        _text(entry.get("index")),
+        _text(entry.get("direction")),
+        _text(entry.get("peer")),
+        state,
+        "-" if size is None else format_size(size),
+        "-" if total is None else format_size(total),
+        "-" if rate is None else f"{format_size(rate)}/s",
+        "-" if left_s is None else f"{left_s:.0f} s",
+        _text(entry.get("error")),
+    )
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, (str, int)):
+        return "-"
+    # A terminal obeys what is not printable.
+    shown = "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return shown if len(shown) <= _CELL_LENGTH_MAX else f"{shown[: _CELL_LENGTH_MAX - 3]}..."
