@@ -20,7 +20,7 @@ LAYERS = (
     ("broken", "poison", "retention", "reception"),
     ("shelf", "directory"),
     ("store", "transport", "testing"),
-    ("raft", "etcd", "archive"),
+    ("raft", "etcd", "archive", "aio"),
     ("doctor",),
     ("cli", "__main__"),
 )

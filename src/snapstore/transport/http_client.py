@@ -7,6 +7,7 @@ last attempt.
 
 from __future__ import annotations
 
+import copy
 import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,12 +36,15 @@ from snapstore.wire import Offer, OfferMalformed, check_cluster, entity_tag, pac
 
 if TYPE_CHECKING:
     import socket
-    import ssl
+
+    from typing_extensions import Self
 
     from snapstore._fastpipe import Progress
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot, StoredSnapshot
     from snapstore.stream import SnapshotStream
+    from snapstore.transport.severance import Severance
+    from snapstore.transport.tls import TlsContext
 
 #: A library tries once: a raft engine around it tries again by itself, and two loops would multiply.
 _ONCE = RetryPolicy(attempts_max=1)
@@ -70,9 +74,9 @@ class SnapshotClient:
     the receiver has verified and kept; `progress` then counts the bytes of all attempts, and to cancel it
     ends the waits between them, too. Without, each call is one attempt.
 
-    `tls` (see `transport.tls.client_context`) is for the peers whose URL is https. `token` goes with
-    each request, but in the clear to this machine only, unless `token_in_clear` says that the
-    network between keeps secrets.
+    `tls` (see `transport.tls`: `client_context`, and `ReloadingContext` for files that change) is for
+    the peers whose URL is https. `token` goes with each request, but in the clear to this machine only,
+    unless `token_in_clear` says that the network between keeps secrets.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class SnapshotClient:
         cluster: str = "",
         deadlines: Deadlines | None = None,
         retry: RetryPolicy | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsContext | None = None,
         token: str | None = None,
         token_in_clear: bool = False,
     ) -> None:
@@ -90,6 +94,12 @@ class SnapshotClient:
         self.retry = retry or _ONCE
         self._answers = Answers(self.deadlines)
         self._dialer = Dialer(self.deadlines, tls, token, token_in_clear=token_in_clear)
+
+    def severed_by(self, severance: Severance) -> Self:
+        """Return a client that does as this one, for a single call whose lines `severance` can cut."""
+        twin = copy.copy(self)
+        twin._dialer = self._dialer.severed_by(severance)
+        return twin
 
     def check_url(self, url: str) -> None:
         """Raise ValueError where `url` is none, or this client must not speak to it.
