@@ -259,7 +259,8 @@ COMMANDS: tuple[Command, ...] = (
         "Open to this machine only, unless --listen says otherwise. With TLS a peer needs a certificate of "
         "the authority, with a token the token; without either, whoever reaches the address can read and "
         "add snapshots. An etcd cluster is told of its learner by `etcdctl member add NAME --learner "
-        "--peer-urls=URL`; etcd shows no token. SIGINT or SIGTERM ends it.",
+        "--peer-urls=URL`; etcd shows no token. Renewed certificates are taken for the next connection; at "
+        "SIGHUP it says what it finds. SIGINT or SIGTERM ends it.",
     ),
     Command(
         "send",
