@@ -18,7 +18,7 @@ LAYERS = (
     ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room"),
     ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
-    ("shelf", "directory"),
+    ("shelf", "housekeeping", "directory"),
     ("store", "transport", "testing"),
     ("raft", "etcd", "archive", "aio"),
     ("doctor",),

@@ -38,7 +38,8 @@ class ReloadingContext:
     connection looks at the files' names first, so that a renewed certificate needs no signal and no
     restart; connections under way keep what they began with. While the new files are no good (one of
     a pair is still the old one, or the certificate is expired) the old context stays in use, the log
-    says so, once, and each new connection tries again. Writers should rename new files into place: the certificate, then its key.
+    says so, once, and each new connection tries again. Writers should rename new files into place: the
+    certificate, then its key.
     """
 
     def __init__(
