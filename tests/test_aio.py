@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
+import os
 import threading
 
 import pytest
 
-from nodes import CONTENT, META, UNIT, WAIT_S, Impostor, endless, read_head, saying, written
+from nodes import CONTENT, META, UNIT, WAIT_S, Impostor, endless, read_head, saying, wait_until, written
 from snapstore import _fastpipe
-from snapstore.aio import THREADS_MAX, AsyncClient, opened, save_from
+from snapstore.aio import _THREADS, THREADS_MAX, AsyncClient, opened, save_from
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerUnreachable, SnapshotCorrupt, SnapshotExists, SnapshotNotFound
 from snapstore.retry import RetryPolicy
@@ -396,6 +398,58 @@ def test_what_was_opened_for_a_task_that_is_cancelled_is_closed(tmp_path):
         directory.then = lambda: None
         directory.verify(2)
         run(main)
+
+
+def test_what_was_opened_for_a_loop_that_is_no_more_is_closed(tmp_path, caplog):
+    """Nobody should do that; `asyncio.run` does not."""
+    loop, begun, go_on = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
+
+    def then():
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(WAIT_S)
+
+    async def read():
+        async with opened(directory, 1):
+            pytest.fail("there is no loop")
+
+    with HookedDir(tmp_path / "hooked", chunk_size=UNIT) as directory:
+        directory.save_from(CONTENT, 1)
+        directory.save_from(CONTENT, 2)
+        directory.then = then
+        reading = loop.create_task(read())
+        loop.run_until_complete(begun.wait())
+        loop.close()
+        go_on.set()
+        directory.then = lambda: None
+        wait_until(lambda: directory.purge(keep=1) == [1])
+        del reading
+        gc.collect()
+    assert [record.message.split("\n")[0] for record in caplog.records] == [
+        "Task was destroyed but it is pending!"
+    ]
+
+
+def test_a_forked_child_has_threads_of_its_own(directory):
+    """Those of its parent are counted no more, be they all at work."""
+
+    async def main(loop):
+        full = asyncio.Event()
+        gate = Gate(on_read=lambda: gate.entered == THREADS_MAX and loop.call_soon_threadsafe(full.set))
+        saves = [
+            asyncio.ensure_future(save_from(directory, gate.reader(), index + 1))
+            for index in range(THREADS_MAX)
+        ]
+        await full.wait()
+        child = os.fork()
+        if child == 0:
+            ended = threading.Event()
+            _THREADS.run(ended.set)
+            os._exit(0 if ended.wait(WAIT_S) else 1)
+        gate.open.set()
+        await asyncio.gather(*saves)
+        return os.waitpid(child, 0)[1]
+
+    assert run(main) == 0
 
 
 def test_a_block_that_is_left_by_cancellation_gives_the_lease_back(directory):
