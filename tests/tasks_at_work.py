@@ -1,4 +1,4 @@
-"""Tasks that are awaited with a limit, calls that are watched, and readers that wait: for the tests of aio."""
+"""Tasks awaited with a limit, calls that are watched, and readers that wait: for the tests of aio."""
 
 from __future__ import annotations
 
