@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from nodes import CONTENT, META, UNIT, WAIT_S, written
+from rotten import rot
 from snapstore import _fastpipe
 from snapstore.aio import _THREADS, THREADS_MAX, AsyncClient, opened, save_from
 from snapstore.directory import SnapshotDir
@@ -63,7 +64,7 @@ def test_errors_come_as_they_are(follower, directory):
         saved = await save_from(directory, CONTENT, 7)
         with pytest.raises(SnapshotExists):
             await save_from(directory, CONTENT, 7)
-        saved.path.write_bytes(CONTENT[:-1] + b"?")
+        rot(saved.path)
         with pytest.raises(SnapshotCorrupt):
             async with opened(directory, 7):
                 pytest.fail("it is broken")
