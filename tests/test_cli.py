@@ -14,7 +14,7 @@ from processes import unmeasured
 from residue import names
 from snapstore import errors
 from snapstore.cli import ExitCode
-from snapstore.cli.arguments import ArgumentTypeError, parse_index, parse_size
+from snapstore.cli.arguments import ArgumentTypeError, parse_duration, parse_index, parse_size
 from snapstore.cli.commands import COMMANDS, LISTEN_DEFAULT, SHELLS
 from snapstore.cli.exits import exit_code_of, explain
 from snapstore.cli.screen import format_size
@@ -80,6 +80,15 @@ def test_sizes_are_read_with_their_units(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ArgumentTypeError, match="a size is"):
         parse_size(text)
+
+
+def test_a_time_has_a_unit():
+    assert [parse_duration(text) for text in ("0s", "90s", "30m", "36H", " 7d ", "2w")] == [
+        0, 90, 1800, 129_600, 604_800, 1_209_600,
+    ]  # fmt: skip
+    for text in ("", "7", "d", "-1d", "1.5h", "1y", "1d2h", "1" * 10 + "s"):
+        with pytest.raises(ArgumentTypeError, match="as 90s"):
+            parse_duration(text)
 
 
 def test_indexes_are_read_in_decimal_and_as_the_files_are_named():

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import time
 
 import lmdb
 import pytest
@@ -136,6 +137,17 @@ def test_purge_keeps_the_newest(stored):
     assert snapstore("purge", stored, "--keep", 1)[:2] == (0, "nothing to remove\n")
 
 
+def test_purge_by_age_and_by_size(stored):
+    assert snapstore("purge", stored, "--older-than", "1h")[:2] == (0, "nothing to remove\n")
+    assert snapstore("purge", stored, "--max-size", "1TiB")[:2] == (0, "nothing to remove\n")
+    assert snapstore("purge", stored, "--keep", 2, "--max-size", 0)[:2] == (0, "nothing to remove\n")
+    hours_ago = time.time() - 2 * 3600
+    os.utime(stored / "0000000000000007.db", (hours_ago, hours_ago))
+    assert snapstore("purge", stored, "--older-than", "3h")[:2] == (0, "nothing to remove\n")
+    assert snapstore("purge", stored, "--older-than", "90m")[:2] == (0, "removed 7\n")
+    assert snapstore("purge", stored, "--max-size", 0)[:2] == (0, "nothing to remove\n")  # The last one.
+
+
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
@@ -153,6 +165,9 @@ def test_purge_keeps_the_newest(stored):
         ("fetch http://127.0.0.1:1 --dir {stored} --attempts 1 7", ExitCode.PEER, "is it running there"),
         ("nonsense", ExitCode.USAGE, "invalid choice"),
         ("purge {stored} --keep 0", ExitCode.USAGE, "1 or more"),
+        ("purge {stored}", ExitCode.USAGE, "which ones stay"),
+        ("purge {stored} --older-than 7", ExitCode.USAGE, "as 90s, 30m"),
+        ("purge {stored} --max-size much", ExitCode.USAGE, "as 1GiB"),
         ("send --kv etcd:x --index 1 --term 1 http://a:1", ExitCode.USAGE, "lmdb:PATH"),
         ("send --kv lmdb:x --index 1 --term 1 --cluster é http://a:1", ExitCode.USAGE, "printable"),
         ("fetch ftp://a 7 --dir {stored}", ExitCode.USAGE, "http[s]://HOST:PORT"),

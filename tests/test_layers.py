@@ -19,9 +19,9 @@ LAYERS = (
     ("counts", "transfer", "transfers"),
     ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
-    ("shelf", "directory"),
+    ("shelf", "housekeeping", "directory"),
     ("store", "transport", "testing"),
-    ("raft", "etcd", "archive"),
+    ("raft", "etcd", "archive", "aio"),
     ("doctor",),
     ("cli", "__main__"),
 )

@@ -1,7 +1,8 @@
 """The follower's side of the walk: a directory of snapshots, each there as a whole or not at all.
 
 Decides names, order and errors, once per snapshot; the bytes are the C core's, the names' meaning is
-disk.py's, and what is stored is found and read in shelf.py. Knows no KV and no transport.
+disk.py's, what is stored is found and read in shelf.py, and goes in housekeeping.py. Knows no KV and
+no transport.
 
 The promise of `save_from`: when it returned, the snapshot outlives a power cut; before, there is
 nothing, through SIGKILL and full disks. Not promised: disks that lie about their caches, and file
@@ -13,20 +14,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe, disk
 from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotDurable, SnapshotNotFound
+from snapstore.housekeeping import Housekeeping
 from snapstore.manifest import MANIFEST_CHUNKS_MAX, Manifest
 from snapstore.meta import SnapshotMeta, check_index, to_meta
-from snapstore.reception import Reception, note_of, open_partial, sweep_partials
+from snapstore.reception import Reception, note_of, open_partial
 from snapstore.room import RoomAccount
-from snapstore.shelf import Shelf
 from snapstore.source import known_size, open_source
 from snapstore.stored import SavedSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from snapstore._fastpipe import Image, Progress, Throttle
 
@@ -39,7 +41,7 @@ SNAPSHOT_SIZE_MAX = 32 * 2**40
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
-class SnapshotDir(Shelf):
+class SnapshotDir(Housekeeping):
     """A directory of snapshots on a local file system. Every method may be called from any thread.
 
     Several processes may use one directory: names are never replaced, and leftovers of savers that
@@ -59,17 +61,19 @@ class SnapshotDir(Shelf):
         nameless: bool = True,
         direct: bool = True,
         statvfs: Callable[[int], os.statvfs_result] = os.statvfs,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Open `path`. `chunk_size` and `size_max` in bytes: the unit of digests, and the largest save.
 
         `reserve` is how many bytes of the disk no save takes; None: `room.RESERVE_SIZE`, or less on a
         small disk. `statvfs` asks the disk behind a descriptor. `throttle` says how fast all that is saved
-        here may come, also what is received and fetched; None: as fast as it does.
+        here may come, also what is received and fetched; None: as fast as it does. `wall_clock` tells how
+        old a file is: seconds since the epoch.
 
         `nameless=False` and `direct=False` do without O_TMPFILE and without direct I/O, for file
         systems that claim either and fail at it; both are left by themselves where refused.
         """
-        super().__init__(path)
+        super().__init__(path, wall_clock)
         self.chunk_size = chunk_size
         self.size_max = size_max
         self._nameless = nameless
@@ -278,52 +282,6 @@ class SnapshotDir(Shelf):
         self.set_aside(index, why)
         return None
 
-    def purge(self, *, keep: int, progress: Progress | None = None) -> Sequence[int]:
-        """Remove what is older than the `keep` newest sound snapshots; the indexes that are gone.
-
-        Nothing goes before one of those kept was read back from the disk and found good. Unless this
-        object has done so already (`open`, `verify`, an earlier purge), the newest is read now, which
-        takes as long as the disk needs for it; `progress` counts then. A broken one is set aside and
-        not counted, and the next is read. Where there are no more than `keep`, nothing is read.
-
-        Leased ones stay. `keep` is at least 1: the only snapshot of a node is never purged. Those
-        with a problem do not count: nobody can restore them. Raises OSError, also where what is kept
-        cannot be read now, and DirectoryPoisoned; nothing was removed then.
-        """
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"keep must be 1 or more, not {keep!r}")
-        self._check_usable()
-        self.check_sound()
-        removed = self._retention.purge(
-            self._fd, keep, stored=self.list, read_back=lambda index: self.verify(index, progress=progress)
-        )
-        if removed:
-            self._sync()
-        return removed
-
-    def remove_orphans(self) -> Sequence[str]:
-        """Remove what savers that were killed left; the names. Done at opening, too.
-
-        What transfers that were cut left stays for a while, for the next attempt; see `receive`.
-        """
-        self._check_usable()
-        self.check_sound()
-        swept = disk.sweep(self._fd)
-        self.counts.leftovers_swept.add(len(swept))
-        removed = [*swept, *self._sweep_partials()]
-        if removed:
-            self._sync()
-        return removed
-
-    def _sweep_partials(self, coming: int | None = None) -> Sequence[str]:
-        def wanted() -> int:
-            newest = self.newest()
-            return max(coming or 0, newest.index + 1 if newest else 0)
-
-        swept = sweep_partials(self._fd, wanted, coming)
-        self.counts.leftovers_swept.add(len(swept))
-        return swept
-
     @contextlib.contextmanager
     def _claimed(self, index: int) -> Iterator[None]:
         """Let no second thread of this process save the same index meanwhile."""
@@ -346,15 +304,6 @@ class SnapshotDir(Shelf):
         if disk.stranger_named(self._fd, disk.manifest_name(index)):
             path = self.path / disk.manifest_name(index)
             raise SnapshotExists(f"{path} exists and is no manifest of ours; it was kept", path)
-
-    def _make_last(self, index: int) -> None:
-        """Whoever named it may have died before its own fsync: "exists" must last like "saved"."""
-        try:
-            self._sync()
-        except OSError as error:
-            raise SnapshotNotDurable(
-                f"{self._path(index)} exists, but fsync of its directory failed; open the directory anew"
-            ) from error
 
     @contextlib.contextmanager
     def _naming_disk_errors(self, index: int | None) -> Iterator[None]:

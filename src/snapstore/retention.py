@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe, disk
@@ -22,6 +23,54 @@ logger = logging.getLogger("snapstore")
 
 #: A purge needs one; these are more than a node keeps.
 READ_BACK_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What stays, as `SnapshotDir.purge` says it; `now_s` is the time by which files are old."""
+
+    keep: int
+    older_than_s: float | None = None
+    size_max: int | None = None
+    now_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int) or self.keep < 1:
+            raise ValueError(f"keep must be 1 or more, not {self.keep!r}")
+        if self.older_than_s is not None and not self.older_than_s >= 0:
+            raise ValueError(f"older_than_s must be 0 or more seconds, or None, not {self.older_than_s!r}")
+        if self.size_max is not None and not self.size_max >= 0:
+            raise ValueError(f"size_max must be 0 or more bytes, or None, not {self.size_max!r}")
+
+    def divide(
+        self, stored: Sequence[SavedSnapshot], uncounted: set[int]
+    ) -> tuple[list[SavedSnapshot], list[SavedSnapshot]]:
+        """What may go, and the `keep` newest that are sound; nothing may where those are too few."""
+        sound = [saved for saved in stored if saved.problem is None and saved.index not in uncounted]
+        if len(sound) < self.keep:
+            return [], []
+        kept = sound[-self.keep :]
+        staying = self._staying(sound[: -self.keep], sum(saved.size for saved in kept))
+        older = (saved for saved in stored if saved.index < kept[0].index)
+        return [saved for saved in older if saved.index not in staying], kept
+
+    def _staying(self, older: Sequence[SavedSnapshot], size: int) -> set[int]:
+        """The indexes that age and size let stay beside those kept, which have `size` bytes."""
+        staying: set[int] = set()
+        if self.older_than_s is None and self.size_max is None:
+            return staying
+        for saved in reversed(older):
+            if self.older_than_s is not None and self._age_s(saved) > self.older_than_s:
+                continue
+            size += saved.size
+            if self.size_max is not None and size > self.size_max:
+                break
+            staying.add(saved.index)
+        return staying
+
+    def _age_s(self, saved: SavedSnapshot) -> float:
+        assert saved.identity is not None
+        return self.now_s - saved.identity.mtime_ns / 1e9
 
 
 class Retention:
@@ -48,18 +97,18 @@ class Retention:
     def purge(
         self,
         directory: int,
-        keep: int,
+        rule: Rule,
         stored: Callable[[], Sequence[SavedSnapshot]],
         read_back: Callable[[int], object],
     ) -> list[int]:
-        """Remove what is older than the `keep` newest sound ones of `stored()`; the indexes.
+        """Remove what `rule` lets go of `stored()`; the indexes.
 
         `read_back(index)` has to remember, or to raise SnapshotCorrupt when it has set a broken one
         aside. Leased ones stay. Needs `disk.sync_directory` to last.
         """
         uncounted: set[int] = set()
         while True:
-            older, kept = _divide(stored(), keep, uncounted)
+            older, kept = rule.divide(stored(), uncounted)
             if not older:
                 return []
             if any(map(self.was_read_back, kept)):
@@ -74,19 +123,10 @@ class Retention:
                 logger.warning("it does not count as kept: %s", error)
                 uncounted.add(newest)
         with _fastpipe.DirectoryLock(directory):
-            older, kept = _divide(stored(), keep, uncounted)
+            older, kept = rule.divide(stored(), uncounted)
             # None, where it went meanwhile: then nothing goes, and the next purge looks again.
             proof = max((saved.index for saved in (*older, *kept) if self.was_read_back(saved)), default=0)
             return [saved.index for saved in older if saved.index < proof and _remove(directory, saved.index)]
-
-
-def _divide(
-    stored: Sequence[SavedSnapshot], keep: int, uncounted: set[int]
-) -> tuple[list[SavedSnapshot], list[SavedSnapshot]]:
-    """What may go, and what is kept and sound; nothing may where there is not enough to keep."""
-    sound = [saved for saved in stored if saved.problem is None and saved.index not in uncounted]
-    kept = sound[-keep:] if len(sound) >= keep else []
-    return [saved for saved in stored if kept and saved.index < kept[0].index], kept
 
 
 def _remove(directory: int, index: int) -> bool:

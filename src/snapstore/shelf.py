@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 
 from snapstore import _fastpipe, broken, disk, poison
 from snapstore.counts import DirectoryCounts
-from snapstore.errors import DirectoryPoisoned, ForkedProcess, SnapshotCorrupt, SnapshotNotFound
+from snapstore.errors import (
+    DirectoryPoisoned,
+    ForkedProcess,
+    SnapshotCorrupt,
+    SnapshotNotDurable,
+    SnapshotNotFound,
+)
 from snapstore.meta import check_index
 from snapstore.retention import Retention
 from snapstore.stored import SavedSnapshot, StoredSnapshot, find_saved, open_stored
@@ -208,6 +214,15 @@ class Shelf:
             error.filename = str(self.path)
             self._leave_marker()
             raise
+
+    def _make_last(self, index: int) -> None:
+        """Whoever named it may have died before its own fsync: "exists" must last like "saved"."""
+        try:
+            self._sync()
+        except OSError as error:
+            raise SnapshotNotDurable(
+                f"{self._path(index)} exists, but fsync of its directory failed; open the directory anew"
+            ) from error
 
     def _leave_marker(self) -> None:
         """Where this object is poisoned, let the next opening know."""

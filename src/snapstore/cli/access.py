@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from snapstore.cli.exits import UsageError
 from snapstore.retry import RetryPolicy
 from snapstore.transport.http import SnapshotClient
-from snapstore.transport.tls import client_context, server_context
+from snapstore.transport.tls import ReloadingContext, client_context, server_context
 from snapstore.transport.token import TOKEN_LENGTH_MAX, check_token, stays_here
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snapstore.transport.address import Address
+    from snapstore.transport.tls import PemFile
 
 #: Where the token is taken from when no --token-file is given.
 TOKEN_VARIABLE = "SNAPSTORE_TOKEN"
@@ -51,21 +52,23 @@ def client_of(args: argparse.Namespace, cluster: str = "") -> SnapshotClient:
     return client
 
 
-def server_tls(args: argparse.Namespace) -> ssl.SSLContext | None:
-    """Return the context of a listener, or None without certificates. Raises UsageError, OSError."""
+def server_tls(args: argparse.Namespace) -> ReloadingContext | None:
+    """Return what a listener has in place of a context, or None. Raises UsageError, OSError."""
     if args.tls_cert is not None and args.listen.startswith("unix:"):
         raise UsageError("TLS needs HOST:PORT to listen on", _TLS_USAGE)
     return _tls(args, server_context)
 
 
-def _tls(args: argparse.Namespace, make: Callable[[str, str, str], ssl.SSLContext]) -> ssl.SSLContext | None:
+def _tls(
+    args: argparse.Namespace, make: Callable[[PemFile, PemFile, PemFile], ssl.SSLContext]
+) -> ReloadingContext | None:
     files = (args.tls_cert, args.tls_key, args.tls_ca)
     if files == (None, None, None):
         return None
     if None in files:
         raise UsageError("a certificate, its key and the peers' authority go together", _TLS_USAGE)
     try:
-        return make(*files)
+        return ReloadingContext(make, *files)
     except ValueError as error:
         raise UsageError(str(error), _TLS_USAGE) from None
 

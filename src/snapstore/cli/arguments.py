@@ -1,4 +1,4 @@
-"""What people type, read: sizes, indexes, and where a store lies. Text in, values out.
+"""What people type, read: sizes, times, indexes, and where a store lies. Text in, values out.
 
 Each reader raises `ArgumentTypeError`, whose text argparse shows with the argument's name.
 """
@@ -22,6 +22,10 @@ T = TypeVar("T")
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 
 _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,6})?) ?([a-z]*)", re.IGNORECASE)
 
@@ -73,6 +77,14 @@ def parse_throttle(text: str) -> Throttle:
     from snapstore._fastpipe import Throttle
 
     return Throttle(parse_size(text.strip().removesuffix("/s")))
+
+
+def parse_duration(text: str) -> int:
+    """Read a time in seconds: `90s`, `30m`, `36h`, `7d` or `2w`."""
+    found = _DURATION.fullmatch(text.strip().lower())
+    if not found:
+        raise ArgumentTypeError(f"a time is a number and a unit, as 90s, 30m, 36h, 7d or 2w, not {text!r}")
+    return int(found[1]) * _SECONDS[found[2]]
 
 
 def parse_index(text: str) -> int:

@@ -15,6 +15,7 @@ from snapstore.cli.arguments import (
     checked,
     parse_cluster,
     parse_count,
+    parse_duration,
     parse_etcd_id,
     parse_index,
     parse_index_or_newest,
@@ -224,8 +225,26 @@ COMMANDS: tuple[Command, ...] = (
         "stored:purge",
         (
             _DIR,
-            _argument("--keep", metavar="N", type=parse_count, required=True, help="how many stay"),
+            _argument(
+                "--keep",
+                metavar="N",
+                type=parse_count,
+                help="how many stay in any case (default: 1, where another option says what goes)",
+            ),
+            _argument(
+                "--older-than",
+                metavar="TIME",
+                type=parse_duration,
+                help="of the others only those saved longer ago go: 90s, 30m, 36h, 7d or 2w",
+            ),
+            _argument(
+                "--max-size",
+                metavar="SIZE",
+                type=parse_size,
+                help="of the others the oldest go that do not fit in SIZE with all newer ones",
+            ),
         ),
+        "One that stays is read back from the disk before any goes. What is being read stays.",
     ),
     Command(
         "doctor",
@@ -282,7 +301,8 @@ COMMANDS: tuple[Command, ...] = (
         "Open to this machine only, unless --listen says otherwise. With TLS a peer needs a certificate of "
         "the authority, with a token the token; without either, whoever reaches the address can read and "
         "add snapshots. An etcd cluster is told of its learner by `etcdctl member add NAME --learner "
-        "--peer-urls=URL`; etcd shows no token. SIGINT or SIGTERM ends it.",
+        "--peer-urls=URL`; etcd shows no token. Renewed certificates are taken for the next connection; at "
+        "SIGHUP it says what it finds. SIGINT or SIGTERM ends it.",
     ),
     Command(
         "send",

@@ -17,17 +17,21 @@ from snapstore.transport.http import SnapshotServer
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from snapstore.cli.screen import Screen
     from snapstore.stored import SavedSnapshot
     from snapstore.transport.routes import Route
+    from snapstore.transport.tls import ReloadingContext
 
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(args: argparse.Namespace, screen: Screen) -> int:
-    """Serve until SIGINT or SIGTERM. The first line says where; then comes one for each save."""
+    """Serve until SIGINT or SIGTERM. The first line says where; then comes one for each save.
+
+    With TLS, SIGHUP has the certificates read anew, and says what came of it; without, it ends as ever.
+    """
 
     def on_saved(saved: SavedSnapshot) -> None:
         screen.result({"event": "saved", **saved_fields(saved)}, saved_text(saved))
@@ -35,9 +39,10 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
     tls, token = server_tls(args), token_of(args)
     if args.etcd_cluster_id is not None and token is not None:
         raise UsageError("etcd's members show no token: protect this by TLS", "usage: --tls-cert FILE ...")
+    signals = _END_SIGNALS if tls is None else (*_END_SIGNALS, signal.SIGHUP)
     with (
         _logged_to(screen),
-        _signals_held(),
+        _signals_held(signals),
         SnapshotDir(args.dir, throttle=args.rate_in) as directory,
         SnapshotServer(
             directory,
@@ -54,8 +59,18 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
         screen.note(warning or f"open {reach}")
         fields = {"event": "listening", "url": server.url, "reach": reach, "warning": warning}
         screen.result(fields, f"listening on {server.url}")
-        signal.sigwait(_END_SIGNALS)
+        while signal.sigwait(signals) == signal.SIGHUP and tls is not None:
+            _reload(tls, screen)
     return ExitCode.DONE
+
+
+def _reload(tls: ReloadingContext, screen: Screen) -> None:
+    try:
+        tls.reload()
+    except (OSError, ValueError) as error:
+        screen.note(f"the certificates from before stay in use: {error}")
+    else:
+        screen.note("the certificates were read anew")
 
 
 def _etcd_routes(
@@ -114,9 +129,9 @@ def fetch(args: argparse.Namespace, screen: Screen) -> int:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Keep the ending signals for `sigwait`, also from the server's threads, which inherit the mask."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+def _signals_held(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Keep them for `sigwait`, also from the server's threads, which inherit the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

@@ -126,8 +126,16 @@ def restore(args: argparse.Namespace, screen: Screen) -> int:
 
 def purge(args: argparse.Namespace, screen: Screen) -> int:
     """Remove the oldest, when a newer one was read back; those that are being read stay."""
+    if args.keep is None and args.older_than is None and args.max_size is None:
+        raise UsageError(
+            "which ones stay?", "usage: snapstore purge DIR [--keep N] [--older-than TIME] [--max-size SIZE]"
+        )
     with open_existing(args.dir) as directory, transfer_bar(screen, "read back", None) as progress:
-        removed = list(directory.purge(keep=args.keep, progress=progress))
+        removed = list(
+            directory.purge(
+                keep=args.keep or 1, older_than_s=args.older_than, size_max=args.max_size, progress=progress
+            )
+        )
     words = f"removed {', '.join(map(str, removed))}" if removed else "nothing to remove"
     screen.result({"removed": removed}, words)
     return ExitCode.DONE

@@ -5,8 +5,9 @@ Knows nothing of what is asked for then.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from snapstore.errors import PeerUnreachable, PeerUntrusted
@@ -17,9 +18,12 @@ from snapstore.transport.token import check_token, stays_here, token_headers
 
 if TYPE_CHECKING:
     import socket
-    import ssl
+
+    from typing_extensions import Self
 
     from snapstore.transport.patience import Deadlines
+    from snapstore.transport.severance import Severance
+    from snapstore.transport.tls import TlsContext
 
 
 class Dialer:
@@ -28,7 +32,7 @@ class Dialer:
     def __init__(
         self,
         deadlines: Deadlines,
-        tls: ssl.SSLContext | None,
+        tls: TlsContext | None,
         token: str | None,
         *,
         token_in_clear: bool,
@@ -37,6 +41,13 @@ class Dialer:
         self._tls = tls
         self._token = check_token(token)
         self._token_in_clear = token_in_clear
+        self._severance: Severance | None = None
+
+    def severed_by(self, severance: Severance) -> Self:
+        """Return one that does as this does, for a single call whose lines `severance` can cut."""
+        twin = copy.copy(self)
+        twin._severance = severance
+        return twin
 
     def check(self, url: str) -> Address:
         """Return where `url` is; ValueError where it is no URL, or nobody must be spoken to there."""
@@ -66,7 +77,7 @@ class Dialer:
             network = connect(address, self._deadlines.connect_timeout_s)
         except OSError as error:
             raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
-        with network:
+        with network, self._severance.over(network) if self._severance else nullcontext():
             if address.tls and self._tls is not None:
                 with self._secured(network, url, address, self._tls) as plain:
                     yield plain, address
@@ -76,7 +87,7 @@ class Dialer:
 
     @contextmanager
     def _secured(
-        self, network: socket.socket, url: str, address: Address, tls: ssl.SSLContext
+        self, network: socket.socket, url: str, address: Address, tls: TlsContext
     ) -> Iterator[socket.socket]:
         try:
             relay = Relay(

@@ -7,6 +7,7 @@ last attempt.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,12 +30,15 @@ from snapstore.wire import Offer, check_cluster, entity_tag, pack_data, parse_ke
 
 if TYPE_CHECKING:
     import socket
-    import ssl
+
+    from typing_extensions import Self
 
     from snapstore._fastpipe import Progress, Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot, StoredSnapshot
     from snapstore.stream import SnapshotStream
+    from snapstore.transport.severance import Severance
+    from snapstore.transport.tls import TlsContext
 
 #: A library tries once: a raft engine around it tries again by itself, and two loops would multiply.
 _ONCE = RetryPolicy(attempts_max=1)
@@ -68,9 +72,10 @@ class SnapshotClient:
     `throttle` says how fast all that is sent may go, together with whoever else was given it; None: as fast
     as it does. What is fetched keeps to the throttle of the directory that it is saved in.
 
-    `tls` (see `transport.tls.client_context`) is for the peers whose URL is https. `token` goes with
-    each request, but in the clear to this machine only, unless `token_in_clear` says that the
-    network between keeps secrets. `registry`, the node's, shows its transfers; None: one of its own.
+    `tls` (see `transport.tls`: `client_context`, and `ReloadingContext` for files that change) is for
+    the peers whose URL is https. `token` goes with each request, but in the clear to this machine only,
+    unless `token_in_clear` says that the network between keeps secrets. `registry`, the node's, shows
+    its transfers; None: one of its own.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class SnapshotClient:
         deadlines: Deadlines | None = None,
         retry: RetryPolicy | None = None,
         throttle: Throttle | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsContext | None = None,
         token: str | None = None,
         token_in_clear: bool = False,
         registry: TransferRegistry | None = None,
@@ -92,6 +97,12 @@ class SnapshotClient:
         self.registry = registry or TransferRegistry()
         self._answers = Answers(self.deadlines)
         self._dialer = Dialer(self.deadlines, tls, token, token_in_clear=token_in_clear)
+
+    def severed_by(self, severance: Severance) -> Self:
+        """Return a client that does as this one, for a single call whose lines `severance` can cut."""
+        twin = copy.copy(self)
+        twin._dialer = self._dialer.severed_by(severance)
+        return twin
 
     def check_url(self, url: str) -> None:
         """Raise ValueError where `url` is none, or this client must not speak to it.

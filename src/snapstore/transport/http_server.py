@@ -27,7 +27,7 @@ from snapstore.transport.receiver import RETRY_AFTER_S, SAVES_MAX, Receiver
 from snapstore.transport.relay import Relay
 from snapstore.transport.routes import check_routes
 from snapstore.transport.scrape import scrape_routes
-from snapstore.transport.tls import NotTls
+from snapstore.transport.tls import NotTls, context_of
 from snapstore.transport.token import check_token
 from snapstore.wire import HEAD_SIZE_MAX, to_json
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from snapstore.stored import SavedSnapshot
     from snapstore.transport.address import Address
     from snapstore.transport.routes import Route
+    from snapstore.transport.tls import TlsContext
     from snapstore.wire import Offer
 
 logger = logging.getLogger("snapstore.transport")
@@ -63,8 +64,8 @@ class SnapshotServer:
     `throttle` says how fast all that peers fetch may go, together with whoever else was given it; None: as
     fast as it does. What they send keeps to the throttle of `directory`.
 
-    `tls` (see `transport.tls.server_context`) makes it speak TLS only. Peers must show `token`, where
-    there is one, with every request but /healthz.
+    `tls` (see `transport.tls`: `server_context`, and `ReloadingContext` for files that change) makes it
+    speak TLS only. Peers must show `token`, where there is one, with every request but /healthz.
 
     `routes` are called for requests at their path and below (see `transport.routes.Exchange`), on the
     connection's thread: that is how `etcd.member.EtcdMember` answers. `registry`, the node's, shows its
@@ -83,7 +84,7 @@ class SnapshotServer:
         connections_max: int = CONNECTIONS_MAX,
         deadlines: Deadlines | None = None,
         throttle: Throttle | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsContext | None = None,
         token: str | None = None,
         routes: Mapping[str, Route] | None = None,
         registry: TransferRegistry | None = None,
@@ -91,7 +92,9 @@ class SnapshotServer:
         if min(saves_max, connections_max) < 1:
             raise ValueError("saves_max and connections_max are 1 or more")
         wanted = parse_address(address)
-        if tls is not None and (wanted.path is not None or tls.protocol == ssl.PROTOCOL_TLS_CLIENT):
+        if tls is not None and (
+            wanted.path is not None or context_of(tls).protocol == ssl.PROTOCOL_TLS_CLIENT
+        ):
             raise ValueError("TLS needs HOST:PORT to listen on, and a context for the server's side")
         self._tls = tls
         self._token = check_token(token)
@@ -216,7 +219,7 @@ class SnapshotServer:
             with self._lock:
                 self._connections.pop(connection, None)
 
-    def _serve_tls(self, network: socket.socket, peer: str, tls: ssl.SSLContext) -> None:
+    def _serve_tls(self, network: socket.socket, peer: str, tls: TlsContext) -> None:
         until_s = time.monotonic() + self.deadlines.head_timeout_s
         try:
             relay = Relay(

@@ -20,10 +20,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, cast
 
-from snapstore.transport.tls import NotTls, TlsFailed, words_of
+from snapstore.transport.tls import NotTls, TlsFailed, context_of, words_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from snapstore.transport.tls import TlsContext
 
 #: Read and passed on at a time: sixteen of the largest records, so that the calls around them are few.
 _PIECE_SIZE = 256 * 1024
@@ -48,7 +50,7 @@ class Relay:
     def __init__(
         self,
         network: socket.socket,
-        context: ssl.SSLContext,
+        context: TlsContext,
         *,
         host: str | None,
         handshake_timeout_s: float,
@@ -57,7 +59,7 @@ class Relay:
         self._network = network
         self._idle_timeout_s = idle_timeout_s
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, host is None, host)
+        self._tls = context_of(context).wrap_bio(self._incoming, self._outgoing, host is None, host)
         self._shake_hands(handshake_timeout_s)
         network.setblocking(False)
         #: Why it ended, where that was not as agreed. Set before `plain` ends.
