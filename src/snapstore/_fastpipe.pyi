@@ -4,7 +4,7 @@ Every call that moves bytes leaves the GIL once, answers Ctrl-C within 100 ms wh
 raises `OSError` with the errno of the system call that failed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, TypedDict, final
 
@@ -152,6 +152,7 @@ class Frames:
 class _SaveOptions(TypedDict, total=False):
     size: int | None
     size_max: int
+    grow: Callable[[int], int] | None
     chunk_size: int
     chunks: int
     direct: bool
@@ -198,6 +199,7 @@ def save(
     *,
     size: int | None = None,
     size_max: int = ...,
+    grow: Callable[[int], int] | None = None,
     chunk_size: int = ...,
     chunks: int = ...,
     direct: bool = True,

@@ -195,21 +195,19 @@ class SnapshotDir(Housekeeping):
         size_max: int | None = None,
         chunk_size: int | None = None,
         expected: Manifest | None = None,
-        progress: Progress | None = None,
         **options: Any,
     ) -> SavedSnapshot:
         unit = chunk_size or (expected.chunk_size if expected else self.chunk_size)
         size_max = min(self.size_max if size_max is None else size_max, MANIFEST_CHUNKS_MAX * unit)
-        filling = self._room.filling(file, size, size_max, progress)
-        with self.counts.judging(), filling as (size_max, progress):
+        with self.counts.judging(), self._room.filling(file, size, size_max) as (size_max, grow):
             copied = file.fill(
                 open_source(source),
                 size=size,
                 size_max=size_max,
+                grow=grow,
                 chunk_size=unit,
                 direct=self._direct,
                 expected=expected.chunk_digests if expected else None,
-                progress=progress,
                 throttle=self._throttle,
                 **options,
             )

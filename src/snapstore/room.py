@@ -5,7 +5,7 @@ and moves no bytes; what a disk says of itself comes in through the constructor.
 
 Plan: a save *holds* its room from its offer until its bytes are written. What fallocate has taken for it
 is on the disk already, and is seen there; the rest of all promises is kept in the account here. A save
-whose size nobody knows holds nothing, but it is watched while it grows, and gives way.
+whose size nobody knows holds its next step, and asks for another when it has come to the end of that.
 
 The account is one object's. Savers in other processes are seen when they have allocated, which those do
 that know their size, before their first byte. btrfs tells what is allocated with its next commit; until then
@@ -14,16 +14,15 @@ the fallocate of a second save has the last word.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from snapstore._fastpipe import Progress
-from snapstore.errors import NoRoom, PipeClosed, SnapshotTooLarge
+from snapstore.errors import NoRoom, SnapshotTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +36,22 @@ RESERVE_SIZE = 1024**3
 #: On a small disk one part in so many stays free instead: what ext4 keeps for root.
 RESERVE_PARTS = 20
 
-#: How often a save that grows is looked at: at the pace of the fastest disks some hundred megabytes, a
-#: tenth of the reserve, and they are given back at once.
-WATCH_INTERVAL_S = 0.05
+#: What a file system has that does not say: tmpfs without a limit and many of FUSE tell of no blocks at all.
+FREE_UNTOLD = 2**62
+
+#: How often the disk is asked anew where a save has allocated meanwhile: once will do for what takes all
+#: at once, and one that waits for its next step writes out what it has in hand, a few chunks.
+LOOKS_MAX = 8
+
+#: The longest step of a save whose size nobody knows. Each asks for the GIL, for which a busy node lets one
+#: wait some milliseconds: with four in a second, at the pace of a fast disk, that is nothing.
+STEP_SIZE_MAX = 256 * 1024 * 1024
+
+#: Where less is left a step is one part in so many of it, so that a short save does not shut out others.
+STEP_PARTS = 8
+
+#: And never less than so much, but for the last of all.
+STEP_SIZE_MIN = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,67 +114,65 @@ class RoomAccount:
 
         Raises SnapshotTooLarge and NoRoom. Let go behind `filling`, or when the block is left.
         """
-        if size is not None and size > size_max:
-            raise SnapshotTooLarge(f"{size} bytes are more than the limit, {size_max} bytes")
-        with self._lock:
-            room = self._measure()
-            needed = 1 if size is None else max(0, size - _allocated_size(file))
-            if needed > room.left:
-                raise room.refusal(needed)
-            self._held[file] = size or 0
         try:
+            self._hold(file, 1 if size is None else size, size_max, grows=size is None)
             yield
         finally:
             self._let_go(file)
 
     @contextlib.contextmanager
     def filling(
-        self, file: SaveFile, size: int | None, size_max: int, progress: Progress | None
-    ) -> Iterator[tuple[int, Progress | None]]:
-        """Watch over `file` while it is written; yields the `size_max` and the Progress to do it with.
+        self, file: SaveFile, size: int | None, size_max: int
+    ) -> Iterator[tuple[int, Callable[[int], int] | None]]:
+        """Yield the `size_max` and the `grow` to fill `file` with. Afterwards nothing is held for it.
 
-        Where `size` is not known it may grow up to what is left now, and is ended when others need
-        that: NoRoom is raised then, and the Progress cancelled. Afterwards nothing is held for it.
+        Where `size` is not known it grows step by step, for as long as there is room beside what was promised
+        to others. It waits for nobody, and does not shrink while its source is silent.
         """
         if size is None:
-            with self._growing(size_max, progress or Progress()) as limits:
-                yield limits
+            grow = partial(self._hold, file, size_max=size_max, grows=True)
+            yield grow(os.fstat(file.fd).st_size + 1), grow
         else:
-            yield size_max, progress
+            yield size_max, None
         self._let_go(file)
 
-    @contextlib.contextmanager
-    def _growing(self, size_max: int, progress: Progress) -> Iterator[tuple[int, Progress]]:
-        room = self.measure()
-        watch = _Watch(self, progress)
-        try:
-            # Not by `threading`: that waits for its thread to begin, for ever where memory ends just then.
-            _thread.start_new_thread(watch.run, ())
-        except RuntimeError as error:
-            raise OSError(errno.ENOMEM, f"no thread to watch the disk: {error}") from error
-        try:
-            yield min(size_max, max(0, room.left)), progress
-        except PipeClosed as error:
-            if watch.found is None:
-                raise
-            raise watch.found.refusal(progress.bytes + 1) from error
-        except SnapshotTooLarge as error:
-            if room.left >= size_max:
-                raise
-            raise room.refusal(room.left + 1) from error
-        finally:
-            watch.end()
+    def _hold(self, file: SaveFile, wanted: int, size_max: int, *, grows: bool) -> int:
+        """Hold room for `wanted` bytes in all, and for one that `grows` the next step; how many then."""
+        if wanted > size_max:
+            raise SnapshotTooLarge(f"{wanted} bytes are more than the limit, {size_max} bytes")
+        with self._lock:
+            self._held.pop(file, None)
+            if grows:
+                self._held[file] = 0  # What it held is asked for anew.
+            room = self._measure()
+            allocated = _allocated_size(file)  # Last: what is written meanwhile is its own, not missing.
+            missing = max(0, wanted - allocated)
+            if missing > room.left:
+                # With what it has: that comes back with it, as what the others have.
+                raise room.refusal(wanted if grows else missing)
+            if grows:
+                step = min(STEP_SIZE_MAX, max(STEP_SIZE_MIN, room.left // STEP_PARTS))
+                wanted = min(size_max, max(wanted, allocated + min(step, room.left)))
+            self._held[file] = wanted
+        return wanted
 
     def _measure(self) -> Room:
-        # First what is promised: what is allocated meanwhile counts twice then, and never not at all.
-        sizes = [(size, _allocated_size(file)) for file, size in self._held.items()]
-        reserved = sum(max(0, size - allocated) for size, allocated in sizes)
-        status = self._statvfs()
+        for _ in range(LOOKS_MAX):
+            before, status, after = self._sizes(), self._statvfs(), self._sizes()
+            if before == after:
+                break
+        # What is allocated meanwhile counts twice then, and never not at all.
+        reserved = sum(max(0, size - allocated) for size, allocated in before)
         reserve = self._reserve
         if reserve is None:
             reserve = min(RESERVE_SIZE, status.f_blocks * status.f_frsize // RESERVE_PARTS)
-        free = status.f_bavail * status.f_frsize
-        return Room(free, reserved, reserve, sum(allocated for _, allocated in sizes))
+        free = status.f_bavail * status.f_frsize if status.f_blocks else FREE_UNTOLD
+        return Room(free, reserved, reserve, sum(allocated for _, allocated in after))
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """What is held for each save, and what of that the disk has given."""
+        # One that was closed holds nothing, whatever kept its saver from saying so.
+        return [(size, _allocated_size(file)) for file, size in self._held.items() if file.fd >= 0]
 
     def _let_go(self, file: SaveFile) -> None:
         with self._lock:
@@ -170,37 +180,6 @@ class RoomAccount:
 
     def __repr__(self) -> str:
         return f"<RoomAccount holds={sorted(self._held.values())}>"
-
-
-class _Watch:
-    """Looks at the disk while a save grows, on a thread that nobody waits for."""
-
-    def __init__(self, account: RoomAccount, progress: Progress) -> None:
-        self._account = account
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        #: What the disk had when the save had to end; None while it need not.
-        self.found: Room | None = None
-
-    def run(self) -> None:
-        """Look now and then, until the save ends or has to."""
-        with contextlib.suppress(OSError):  # Where the disk does not say, the save itself hears of it.
-            while self.found is None and not self._ended.wait(WATCH_INTERVAL_S):
-                room = self._account.measure()
-                if room.left < 0:
-                    self._stop(room)
-
-    def _stop(self, room: Room) -> None:
-        with self._lock:
-            if not self._ended.is_set():
-                self.found = room
-                self._progress.cancel()
-
-    def end(self) -> None:
-        """Let the save be over; from now on nothing cancels it."""
-        with self._lock:
-            self._ended.set()
 
 
 def _allocated_size(file: SaveFile) -> int:

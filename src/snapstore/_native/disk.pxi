@@ -111,6 +111,7 @@ cdef int disk_finish(DiskTarget* target, int code) noexcept nogil:
 cdef struct SaveLimits:
     uint64_t size                # SIZE_UNKNOWN where only the end of the source tells
     uint64_t size_max
+    void* growth                 # a borrowed reference to a _Growth, asked beyond `size_max`; NULL: TOO_LARGE
     size_t chunk_size
     uint32_t chunks
     bint direct
@@ -180,6 +181,10 @@ cdef int64_t save_receive(SourceState* source, DiskTarget* target, SaveLimits* l
     count = source_fill(source, ring_memory(ring, ring.next_write), wanted, &digest, pulse)
     if count <= 0:
         return TRUNCATED if count == 0 and limits.size != SIZE_UNKNOWN else count
+    if digests.size + count > limits.size_max and limits.growth != NULL:
+        code = growth_ask(limits.growth, digests.size + count, &limits.size_max)
+        if code:
+            return code
     if count > <int64_t>wanted or digests.size + count > limits.size_max:
         return TOO_LARGE
     if count < <int64_t>wanted and limits.size != SIZE_UNKNOWN:

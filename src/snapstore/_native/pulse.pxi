@@ -24,6 +24,7 @@ cdef enum:
     WHOLE_WRONG = -1010          # all chunks were right, and the digest of the whole is not
     KEPT_WRONG = -1011           # a chunk kept from an earlier attempt is not what the sender has
     TARGET_SILENT = -1012        # who is written to takes nothing, or too little
+    GROWTH_REFUSED = -1013       # a save must not grow any more; the exception is kept beside it
 
 cdef struct ProgressState:
     uint64_t bytes

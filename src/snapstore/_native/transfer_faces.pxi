@@ -334,7 +334,7 @@ def send_frames(source, fd, *, size, chunk_size, kept=0, http_chunked=False, pro
         opened.finish()
 
 
-def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SIZE_DEFAULT,
+def save(source, target_fd, *, size=None, size_max=SIZE_MAX, grow=None, chunk_size=CHUNK_SIZE_DEFAULT,
          chunks=CHUNKS_DEFAULT, direct=True, expected=None, kept=0, resumable=False, progress=None,
          idle_timeout_s=None, rate_min=0, throttle=None, urgent=True):
     """Copy `source` into the file `target_fd`, from its start, in one call without the GIL.
@@ -343,7 +343,8 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
     Receiving and digesting overlap with writing: direct I/O where the file system takes it, else
     buffered with write-out begun at once. `size` in bytes where it is known: room is taken first,
     and a source with less or more is refused (SnapshotTruncated, SnapshotTooLarge); `size_max`
-    bounds it in any case. `expected` is each chunk's digest; the first other one raises
+    bounds it in any case, unless `grow` is given: that is asked before it has `wanted` bytes, more than
+    `size_max`, and returns the next bound, or raises. `expected` is each chunk's digest; the first other one raises
     SnapshotCorrupt. The first `kept` bytes of the target, in whole chunks, are there from an earlier
     attempt: with Frames each is compared with the sender's digest (KeptPrefixWrong); any other source
     begins behind them, and they count as `expected` says. With `resumable` what was verified before
@@ -357,10 +358,13 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
     cdef _Digests digests = _Digests(expected)
     cdef _Source opened = _Source(source, None, None if size is None else total - before, chunk_size)
     cdef SaveLimits limits
+    cdef _Growth growth = _Growth()
     cdef Pulse pulse
+    growth.ask = grow
     try:
         limits.size = total
         limits.size_max = check_size(size_max, "size_max")
+        limits.growth = NULL if grow is None else <void*>growth
         limits.chunk_size = chunk_size
         limits.chunks = chunks
         limits.direct = direct
@@ -371,6 +375,8 @@ def save(source, target_fd, *, size=None, size_max=SIZE_MAX, chunk_size=CHUNK_SI
             code = save_all(&opened.state, target, &limits, &digests.state, &pulse)
         if code == 0 and expected is not None and digests.state.count != digests.state.expected_count:
             code = TRUNCATED
+        if code == GROWTH_REFUSED:
+            raise growth.error
         if code:
             raise_outcome(code, opened.owner, digests.state.size, digests.state.count)
         return digests.copied()
