@@ -10,6 +10,7 @@ import pytest
 from nodes import (
     CONTINUE,
     META,
+    Follower,
     ImagedSnapshot,
     Impostor,
     endless,
@@ -108,7 +109,9 @@ def test_an_image_closed_in_the_middle_ends_the_send_with_that_reason(tmp_path, 
     assert heard == [stream.reason]
 
 
-def test_a_compaction_in_the_middle_is_the_reason_that_comes_out(follower):
+def test_a_compaction_in_the_middle_is_the_reason_that_comes_out(nothing_lost, tmp_path):
+    """Of a log that is compacted between the offer and the first byte."""
+
     class Raft:
         def capture(self, take):
             return SnapshotMeta(7), take()
@@ -119,21 +122,17 @@ def test_a_compaction_in_the_middle_is_the_reason_that_comes_out(follower):
     progress = _fastpipe.Progress()
     store = SnapshotStore(kv, Raft(), clock=clock)
 
-    class Compacting(SnapshotClient):
-        """A client whose log is compacted between the follower's "go on" and the first byte."""
+    def compact(offer):
+        assert store.close_snap_before(7)
 
-        def _send_body(self, *arguments):
-            assert store.close_snap_before(7)
-            return super()._send_body(*arguments)
-
-    with store:
+    with store, Follower(tmp_path / "follower", on_offer=compact) as follower:
         with pytest.raises(Exception, match="created now"):
             store.get_snap()
         clock.run_pending()
         with store.get_snap() as stream, pytest.raises(PipeClosed, match="log was compacted up to 7"):
-            Compacting().send_snapshot(follower.url, stream, progress=progress)
-    follower.server.close()
-    assert follower.names() == []
+            SnapshotClient().send_snapshot(follower.url, stream, progress=progress)
+        follower.server.close()
+        assert follower.names() == []
 
 
 def test_a_cancelled_send_ends_and_leaves_nothing(follower):

@@ -35,6 +35,9 @@ FSYNC_TIMEOUT_S = 300.0
 #: meanwhile: the leader waits this much longer. No disk that holds snapshots is slower.
 READ_BACK_RATE_MIN = 32 * 1024 * 1024
 
+#: No stage that is silent for so long comes to its end, and it is below what a socket's timer takes.
+TIMEOUT_S_MAX = 24 * 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
@@ -62,9 +65,12 @@ class Deadlines:
     def __post_init__(self) -> None:
         check_rate(self.rate_min)
         for field in fields(self):
-            # Not `<= 0`: a NaN is no time either.
-            if field.name.endswith("_s") and not getattr(self, field.name) > 0:
-                raise ValueError(f"{field.name} is above 0 seconds, not {getattr(self, field.name)}")
+            # Not the other way round: a NaN is no time either.
+            if field.name.endswith("_s") and not 0 < getattr(self, field.name) <= TIMEOUT_S_MAX:
+                raise ValueError(
+                    f"{field.name} is above 0 seconds, up to {TIMEOUT_S_MAX:.0f}, "
+                    f"not {getattr(self, field.name)}"
+                )
 
 
 def check_rate(rate_min: float) -> float:
@@ -72,3 +78,8 @@ def check_rate(rate_min: float) -> float:
     if not 0 <= rate_min < float("inf"):
         raise ValueError(f"rate_min must be 0 or more bytes/s, not {rate_min}")
     return rate_min
+
+
+def read_back_s(kept: int) -> float:
+    """How much longer to wait where `kept` bytes are read again, in seconds; a peer names the number."""
+    return min(kept / READ_BACK_RATE_MIN, TIMEOUT_S_MAX)
