@@ -19,7 +19,7 @@ LAYERS = (
     ("counts", "transfer", "transfers"),
     ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
-    ("shelf", "housekeeping", "directory"),
+    ("shelf", "housekeeping", "claims", "directory"),
     ("store", "transport", "testing"),
     ("raft", "etcd", "archive", "aio"),
     ("doctor",),

@@ -1,8 +1,8 @@
 """The follower's side of the walk: a directory of snapshots, each there as a whole or not at all.
 
 Decides names, order and errors, once per snapshot; the bytes are the C core's, the names' meaning is
-disk.py's, what is stored is found and read in shelf.py, and goes in housekeeping.py. Knows no KV and
-no transport.
+disk.py's, what is stored is found and read in shelf.py, and goes in housekeeping.py; whether an index may
+be saved is said in claims.py, and how much of the disk in room.py. Knows no KV and no transport.
 
 The promise of `save_from`: when it returned, the snapshot outlives a power cut; before, there is
 nothing, through SIGKILL and full disks. Not promised: disks that lie about their caches, and file
@@ -18,10 +18,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from snapstore import _fastpipe, disk
-from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotDurable, SnapshotNotFound
-from snapstore.housekeeping import Housekeeping
+from snapstore.claims import Claims
+from snapstore.errors import SnapshotExists, SnapshotNotDurable
 from snapstore.manifest import MANIFEST_CHUNKS_MAX, Manifest
-from snapstore.meta import SnapshotMeta, check_index, to_meta
+from snapstore.meta import SnapshotMeta, to_meta
 from snapstore.reception import Reception, note_of, open_partial
 from snapstore.room import RoomAccount
 from snapstore.source import known_size, open_source
@@ -41,7 +41,7 @@ SNAPSHOT_SIZE_MAX = 32 * 2**40
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
-class SnapshotDir(Housekeeping):
+class SnapshotDir(Claims):
     """A directory of snapshots on a local file system. Every method may be called from any thread.
 
     Several processes may use one directory: names are never replaced, and leftovers of savers that
@@ -79,7 +79,6 @@ class SnapshotDir(Housekeeping):
         self._nameless = nameless
         self._direct = direct
         self._throttle = throttle
-        self._saving: set[int] = set()
         self._room = RoomAccount(lambda: statvfs(self._fd), reserve)
         try:
             self.remove_orphans()
@@ -253,55 +252,6 @@ class SnapshotDir(Housekeeping):
         if stage == "name" and code == errno.EEXIST:
             raise SnapshotExists(f"{path} was saved by somebody else meanwhile; it was kept", path)
         raise error
-
-    def confirm(self, index: int) -> SavedSnapshot:
-        """Return what is stored under this index, certain to outlive a power cut.
-
-        Another saver may have named it and not have come to its last fsync yet, or have failed there:
-        raises SnapshotBusy, DirectoryPoisoned or SnapshotNotDurable then, as `save_from` does.
-        """
-        index = check_index(index)
-        with self._claimed(index):
-            saved = self.stat(index)
-            self._make_last(index)
-            return saved
-
-    def confirm_sound(self, index: int, why: str) -> SavedSnapshot | None:
-        """As `confirm`, but None where nothing is stored, or what is has a problem: that is set aside.
-
-        For who has a good one to save. `why` is for the log; raises what `set_aside` does, too.
-        """
-        try:
-            saved = self.confirm(index)
-        except SnapshotNotFound:
-            return None
-        if saved.problem is None:
-            return saved
-        self.set_aside(index, why)
-        return None
-
-    @contextlib.contextmanager
-    def _claimed(self, index: int) -> Iterator[None]:
-        """Let no second thread of this process save the same index meanwhile."""
-        self._check_usable()
-        self.check_sound()
-        with self._lock:
-            if index in self._saving:
-                raise SnapshotBusy(f"index {index} is being saved already")
-            self._saving.add(index)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._saving.discard(index)
-
-    def _refuse_existing(self, index: int) -> None:
-        if disk.name_taken(self._fd, disk.snapshot_name(index)):
-            self._make_last(index)
-            raise SnapshotExists(f"{self._path(index)} exists; it was kept", self._path(index))
-        if disk.stranger_named(self._fd, disk.manifest_name(index)):
-            path = self.path / disk.manifest_name(index)
-            raise SnapshotExists(f"{path} exists and is no manifest of ours; it was kept", path)
 
     @contextlib.contextmanager
     def _naming_disk_errors(self, index: int | None) -> Iterator[None]:
