@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snapstore.testing import FakeClock
 from snapstore.transport.address import Address, connect, listen, parse_address, parse_url, peer_name
 
 
@@ -137,6 +138,32 @@ def test_a_unix_name_of_a_living_listener_or_of_a_file_is_left_alone(tmp_path):
     with pytest.raises(OSError, match="in use"):
         listen(Address("", 0, str(file)))
     assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("answering", [0, 1, 3])
+def test_all_addresses_of_a_name_share_the_time_for_a_connection(monkeypatch, answering):
+    """A dead one does not eat that of those behind it; three dead ones take no longer than one."""
+    clock, tries = FakeClock(), []
+
+    class Silent(socket.socket):
+        def connect(self, place):
+            tries.append(self)
+            if len(tries) - 1 != answering:
+                clock.advance(self.gettimeout())
+                raise TimeoutError("timed out")
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))] * 3
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "socket", Silent)
+    began_s = clock.monotonic()
+    if answering < 3:
+        connect(Address("three", 1), 6.0, clock.monotonic).close()
+        assert len(tries) == answering + 1
+    else:
+        with pytest.raises(TimeoutError):
+            connect(Address("three", 1), 6.0, clock.monotonic)
+    assert clock.monotonic() - began_s == 2.0 * answering
+    assert all(tried.fileno() == -1 for tried in tries)
 
 
 def test_nobody_at_an_address_is_an_os_error(tmp_path):

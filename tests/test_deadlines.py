@@ -23,6 +23,7 @@ from snapstore.transport.patience import (
     FSYNC_TIMEOUT_S,
     IDLE_TIMEOUT_S,
     OFFER_TIMEOUT_S,
+    TIMEOUT_S_MAX,
     Deadlines,
 )
 from snapstore.transport.steps import RETRY_AFTER_S
@@ -49,11 +50,13 @@ IMPATIENT = Deadlines(apply_timeout_s=SHORT_S)
         ("idle_timeout_s", float("nan")),
         ("fsync_timeout_s", 0),
         ("apply_timeout_s", 0),
+        ("offer_timeout_s", float("inf")),
+        ("idle_timeout_s", 10 * TIMEOUT_S_MAX),
         ("rate_min", -1),
         ("rate_min", float("inf")),
     ],
 )
-def test_a_deadline_that_allows_nothing_is_refused(field, value):
+def test_a_deadline_that_allows_nothing_or_no_timer_takes_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         Deadlines(**{field: value})
 
@@ -65,10 +68,10 @@ def test_who_waits_for_a_node_waits_longer_than_the_node_may_take():
 
 
 class SlowLine(CuttingLine):
-    """A line that lets so many bytes/s pass, each way."""
+    """A line that lets so many bytes/s pass, each way, and stalls for `stall_s` behind half of `size`."""
 
-    def __init__(self, url, rate):
-        self._rate = rate
+    def __init__(self, url, rate, *, stall_s=0.0, size=0):
+        self._rate, self._stall_s, self._half = rate, stall_s, size // 2
         self._over = threading.Event()
         super().__init__(url)
 
@@ -80,7 +83,8 @@ class SlowLine(CuttingLine):
             while data := source.recv(piece):
                 target.sendall(data)
                 passed += len(data)
-                self._over.wait(max(0.0, began_s + passed / self._rate - time.monotonic()))
+                due_s = passed / self._rate + (self._stall_s if passed > self._half else 0.0)
+                self._over.wait(max(0.0, began_s + due_s - time.monotonic()))
             target.shutdown(1)
         except OSError:
             return
@@ -118,10 +122,13 @@ def test_no_deadline_is_for_a_whole_transfer(tmp_path, way):
 
 @pytest.mark.slow
 def test_a_slow_link_is_no_reason_to_end_a_transfer(tmp_path):
-    """By default, at 2 MB/s, for longer than the longest silence allowed: so for any length."""
-    size = round(1.2 * IDLE_TIMEOUT_S * LINK_RATE)
+    """By default, at 2 MB/s, with a stall, for longer than the longest silence allowed: so for any length."""
+    size, stall_s = round(0.6 * IDLE_TIMEOUT_S * LINK_RATE), 0.6 * IDLE_TIMEOUT_S
     began_s = time.monotonic()
-    with Follower(tmp_path / "follower") as follower, SlowLine(follower.url, LINK_RATE) as line:
+    with (
+        Follower(tmp_path / "follower") as follower,
+        SlowLine(follower.url, LINK_RATE, stall_s=stall_s, size=size) as line,
+    ):
         with written(os.urandom(size), piece_size=1024 * 1024) as stream:
             assert SnapshotClient().send_snapshot(line.url, stream).size == size
         elapsed_s = time.monotonic() - began_s

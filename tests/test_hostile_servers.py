@@ -97,7 +97,7 @@ def bad_answers_to_a_push():
     }.items():
         yield name, saying(answer(507, json.dumps({"error": words}).encode()))
         yield f"{name} in a yes", saying(answer(200, json.dumps({"error": words}).encode()))
-    for seconds in ("9" * 400, "9" * 5000, "-1", "1e9", "\xb2", "inf"):
+    for seconds in ("9" * 400, "9" * 5000, "-1", "1e9", "\xb2", "inf", "Thu, 01 Jan 99999 00:00:00 GMT"):
         yield (
             f"come again after {seconds[:5]!r}, {len(seconds)}",
             saying(answer(503, b"{}", f"Retry-After: {seconds}")),
@@ -117,6 +117,8 @@ def bad_answers_to_a_push():
     ):
         kept = f"HTTP/1.1 100 Continue\r\nSnapstore-Offset: {offset}\r\n\r\n".encode()
         yield f"a kept prefix of {offset[:30]}", hanging(kept)
+    kept = b"HTTP/1.1 100 Continue\r\nSnapstore-Offset: %d\r\n\r\n" % (2**62)
+    yield "a kept prefix beyond all sizes, then gone", leaving(kept)
 
 
 @table(*no_answers(), *bad_answers_to_a_push())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 
@@ -9,7 +10,18 @@ import pytest
 
 from cutting_line import CuttingLine
 from impostors import Impostors, answer
-from nodes import CONTENT, META, UNIT, Follower, ImagedSnapshot, push, saying, written
+from nodes import (
+    CONTENT,
+    META,
+    UNIT,
+    Follower,
+    ImagedSnapshot,
+    RawPeer,
+    push,
+    put_head,
+    saying,
+    written,
+)
 from snapstore._fastpipe import Progress
 from snapstore.directory import SnapshotDir
 from snapstore.errors import (
@@ -23,6 +35,7 @@ from snapstore.errors import (
 from snapstore.retry import WAIT_SLICE_S, RetryPolicy, is_passing
 from snapstore.stream import SnapshotStream
 from snapstore.testing import FakeClock
+from snapstore.transport.advice import RETRY_AFTER_S_MAX, parse_advice
 from snapstore.transport.http import SnapshotClient
 
 #: Enough chunks that a line can be cut behind some of them, each time at another.
@@ -86,8 +99,6 @@ def test_delays_are_spread_and_bounded():
     assert 0.25 <= min(delays) < 0.3
     assert 0.45 < max(delays) <= 0.5
     assert 7.5 <= policy.delay_s(1000) <= 15.0
-    with pytest.raises(ValueError, match="attempts_max"):
-        RetryPolicy(attempts_max=0)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +125,24 @@ def test_only_what_may_pass_is_tried_again(error, passing):
         with pytest.raises(type(error)):
             waits.policy.run(failing(error), Progress(), "it")
     assert (waits.total_s > 0) == passing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attempts_max": 0},
+        {"delay_s_first": 0.0},
+        {"delay_s_first": 2.0, "delay_s_max": 1.0},
+        {"delay_s_max": math.nan},
+        {"elapsed_s_max": 0.0},
+        {"elapsed_s_max": math.nan},
+        {"progress_size_min": 0},
+    ],
+    ids=str,
+)
+def test_a_policy_that_never_ends_or_never_waits_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options)).partition("_")[0]):
+        RetryPolicy(**options)
 
 
 def test_attempts_end_with_the_last_failure():
@@ -146,6 +175,51 @@ def test_a_peer_that_is_busy_is_obeyed_also_at_a_get(status):
     with Impostors(busy(status, 40), saying(answer(200, b'{"snapshots": []}'))) as server:
         assert SnapshotClient(retry=waits.policy).list(server.url) == []
     assert waits.total_s == 40.25
+
+
+NOW = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("0", 0.0),
+        ("007", 7.0),
+        ("9" * 5000, RETRY_AFTER_S_MAX),
+        ("Sun, 06 Nov 1994 08:50:07 GMT", 30.0),
+        ("Sunday, 06-Nov-94 08:50:07 GMT", 30.0),
+        ("Sun Nov  6 08:50:07 1994", 30.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", RETRY_AFTER_S_MAX),
+        ("Sun, 06 Nov 1994 08:49:00 GMT", 0.0),
+        *(
+            (words, None)
+            for words in ("", "soon", "-1", "1.5", "1e9", "inf", "nan", "\u0663", "5, 6", "0 GMT")
+        ),
+        ("Sun, 06 Nov 99999999999999999999 08:49:37 GMT", None),
+    ],
+    ids=lambda words: str(words)[:30],
+)
+def test_advice_is_a_number_or_a_date_or_none(said, seconds):
+    assert parse_advice({"retry-after": said, "date": NOW}) == seconds
+    if seconds is not None and not said.isdigit():
+        assert parse_advice({"retry-after": said}) is None  # A date counts from the answer's own.
+
+
+@pytest.mark.parametrize(
+    ("advised_s", "said"),
+    [(None, None), (0, "1"), (-5, "1"), (1.4, "2"), (90, "90")]
+    + [(much, "3600") for much in (1e9, math.inf, math.nan)],
+)
+def test_what_a_node_advises_is_told_in_whole_seconds_and_never_less(nothing_lost, tmp_path, advised_s, said):
+    """Also where its hook gives what is no number of seconds."""
+
+    def on_offer(offer):
+        raise PeerRejected(503, "restoring", advised_s)
+
+    with Follower(tmp_path / "follower", on_offer=on_offer) as follower, RawPeer(follower.url) as peer:
+        peer.say(put_head())
+        status, headers, _ = peer.hear()
+    assert (status, headers["Retry-After"]) == (503, said)
 
 
 @pytest.mark.usefixtures("nothing_lost")

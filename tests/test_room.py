@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from impostors import SHORT_S
 from nodes import UNIT, WAIT_S, Follower, RawPeer, put_head, wait_until, written
 from residue import descriptors, nothing_left
 from snapstore._fastpipe import Progress, digest
@@ -24,6 +25,7 @@ from snapstore.retry import RetryPolicy
 from snapstore.room import LOOKS_MAX, RESERVE_PARTS, RESERVE_SIZE, STEP_SIZE_MAX
 from snapstore.testing import FakeClock
 from snapstore.transport.http import SnapshotClient
+from snapstore.transport.patience import Deadlines
 
 GIB = 1024**3
 MIB = 1024**2
@@ -351,6 +353,38 @@ def test_a_second_offer_is_refused_with_the_numbers(small):
         third.say(big(9, 20 * MIB))  # Whoever leaves, there will never be room for this one.
         status, headers, _ = third.hear()
         assert (status, headers["Retry-After"]) == (507, None)
+
+
+def test_a_peer_that_stalls_does_not_keep_its_room(tmp_path):
+    """Nor does one that leaves: with whom it was promised it ends."""
+    limits = {"statvfs": FakeDisk(10 * MIB).statvfs, "reserve": MIB}
+    with Follower(tmp_path / "follower", limits=limits, deadlines=Deadlines(idle_timeout_s=SHORT_S)) as small:
+        with RawPeer(small.url) as stalling:
+            stalling.say(big(7, 6 * MIB))
+            stalling.hear_continue()
+            assert stalling.hear()[0] == 408
+            wait_until(lambda: small.directory._room.measure().left == 9 * MIB)
+        with RawPeer(small.url) as leaving:
+            leaving.say(big(8, 6 * MIB))
+            leaving.hear_continue()
+        wait_until(lambda: small.directory._room.measure().left == 9 * MIB)
+        with RawPeer(small.url) as third:
+            third.say(big(9, 9 * MIB))
+            third.hear_continue()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_what_the_disk_itself_refuses_is_want_of_room_too(tmp_path, code):
+    """A quota that no statvfs tells of, say; nobody knows for how long."""
+
+    def refuse(fd):
+        raise OSError(code, os.strerror(code))
+
+    with Follower(tmp_path / "follower", limits={"statvfs": refuse}) as full, RawPeer(full.url) as peer:
+        peer.say(big(7, MIB))
+        status, headers, body = peer.hear()
+    assert (status, headers["Retry-After"]) == (507, None)
+    assert os.strerror(code) in json.loads(body)["error"]
 
 
 def test_a_leader_comes_again_when_the_room_may_be_there(small):

@@ -12,7 +12,8 @@ import pytest
 
 from certificates import Authority
 from nodes import CONTENT, UNIT, WAIT_S, Follower, Impostor, RawPeer, wait_until, written
-from snapstore.errors import PeerRejected, TransportError
+from snapstore.errors import PeerRejected, PeerUnreachable, TransportError
+from snapstore.testing import FakeClock
 from snapstore.transport.address import connect, parse_url
 from snapstore.transport.http import SnapshotClient
 from snapstore.transport.patience import Deadlines
@@ -219,6 +220,21 @@ def test_a_server_that_fails_in_the_handshake_or_behind_it_is_an_error_of_ours(n
     client = SnapshotClient(tls=node.client, deadlines=deadlines)
     with Impostor(server) as impostor, pytest.raises(TransportError):
         client.list(impostor.url.replace("http", "https"))
+
+
+def test_a_connection_and_its_handshake_share_one_budget(node, monkeypatch):
+    clock = FakeClock()
+
+    def slow(address, timeout_s):
+        clock.advance(timeout_s - SHORT_S)
+        return connect(address, timeout_s)
+
+    monkeypatch.setattr("snapstore.transport.dial.connect", slow)
+    monkeypatch.setattr("snapstore.transport.dial.time", clock)
+    client = SnapshotClient(tls=node.client)
+    silent = Impostor(lambda connection: connection.recv(65536) and connection.recv(1))
+    with silent, pytest.raises(PeerUnreachable, match=f"no TLS handshake within {SHORT_S:g} s"):
+        client.list(silent.url.replace("http", "https"))
 
 
 def test_an_untrusting_connect_gets_no_byte_of_http(secured, node):

@@ -64,7 +64,7 @@ class RetryPolicy:
     """How patient one is with a transfer. Immutable; shared by all of them, from any thread.
 
     An attempt that got further than all before it counts as the first one again: a transfer that
-    comes on is not given up, however often its line breaks. `elapsed_s_max` bounds it all the same.
+    comes on is not given up, however often its line breaks. After `elapsed_s_max` seconds none begins.
     `random` gives numbers in 0..1, `monotonic` seconds, and `sleep` takes them.
     """
 
@@ -78,8 +78,11 @@ class RetryPolicy:
     sleep: Callable[[float], object] = time.sleep
 
     def __post_init__(self) -> None:
-        if self.attempts_max < 1 or not 0 < self.delay_s_first <= self.delay_s_max or self.elapsed_s_max <= 0:
+        # Not the other way round: a NaN is no number of seconds either.
+        if self.attempts_max < 1 or not 0 < self.delay_s_first <= self.delay_s_max:
             raise ValueError("attempts_max is 1 or more, the delays above 0 seconds and in their order")
+        if not self.elapsed_s_max > 0 or self.progress_size_min < 1:
+            raise ValueError("elapsed_s_max is above 0 seconds, and progress_size_min 1 byte or more")
 
     def begin(self, passing: Callable[[BaseException], bool] | None = None) -> Retries:
         """Return the account of a transfer that begins now; `passing` stands in for `is_passing`."""

@@ -7,9 +7,13 @@ import errno
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: What a listener gets where nothing else is said: this machine alone, any free port.
 ADDRESS_DEFAULT = "127.0.0.1:0"
@@ -97,6 +101,30 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
     return listener, Address(bound[0], bound[1])
 
 
+def _connect_host(address: Address, timeout_s: float, monotonic: Callable[[], float]) -> socket.socket:
+    """Try what the name stands for, one after the other, each for its share of the time that is left."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    until_s = monotonic() + timeout_s
+    failure = OSError(f"{address.host} has no address")
+    for number, (family, kind, protocol, _, place) in enumerate(found):
+        left_s = until_s - monotonic()
+        if left_s <= 0:
+            break
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(left_s / (len(found) - number))
+            connection.connect(place)
+        except OSError as error:
+            connection.close()
+            failure = error
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise failure
+
+
 def _listen_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -133,10 +161,15 @@ def peer_name(connection: socket.socket) -> str:
     return str(Address(peer[0], peer[1])) if isinstance(peer, tuple) else "a local process"
 
 
-def connect(address: Address, timeout_s: float) -> socket.socket:
-    """Return a connection; OSError where there is none within `timeout_s` seconds."""
+def connect(
+    address: Address, timeout_s: float, monotonic: Callable[[], float] = time.monotonic
+) -> socket.socket:
+    """Return a connection; OSError where there is none within `timeout_s` seconds.
+
+    Not counted is how long the system takes to look up a name: nobody can end that.
+    """
     if address.path is None:
-        connection = socket.create_connection((address.host, address.port), timeout_s)
+        connection = _connect_host(address, timeout_s, monotonic)
         # Heads and the last frame are small, and somebody waits for each of them.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from snapstore import _fastpipe
 from snapstore.errors import ROOM_NUMBERS, PeerRejected, SnapshotCorrupt, TransportError
 from snapstore.manifest import digest_text
+from snapstore.transport.advice import parse_advice
 
 if TYPE_CHECKING:
     import socket
@@ -23,9 +24,6 @@ _ANSWER_SIZE_MAX = 1024 * 1024
 
 #: What is passed on of a peer's reason, in characters.
 _WORDS_SIZE_MAX = 500
-
-#: Longer than any follower is busy; who waits as long as he is told must come again some day.
-_RETRY_AFTER_S_MAX = 3600.0
 
 #: Read at a time of an answer; most have less.
 _PIECE_SIZE = 16 * 1024
@@ -104,12 +102,10 @@ class Answers:
         """Return the peer's no, with its reason."""
         fields = self.read_json(sock, head)
         reason = shown(str(fields.get("error", "no reason given")))
-        advice = head.headers.get("retry-after", "")
-        known = advice.isascii() and advice.isdigit()
         return PeerRejected(
             head.status,
             reason,
-            min(float(advice), _RETRY_AFTER_S_MAX) if known else None,
+            parse_advice(head.headers),
             {name: fields[name] for name in ROOM_NUMBERS if isinstance(fields.get(name), int)},
         )
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from snapstore import _fastpipe
 from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, SnapstoreError
 from snapstore.transfer import Direction
+from snapstore.transport.advice import advice_headers
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
 from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.routes import Exchange, Route, find_route
@@ -271,11 +272,9 @@ class Connection:
         """Answer with a no and end the connection; `head` is the request's, where it could be read."""
         logger.warning("refused %s: %s", self._peer, rejected)
         self._keep_alive = False
-        headers = [_JSON]
+        headers = [_JSON, *advice_headers(rejected.retry_after_s)]
         if rejected.status == HTTPStatus.UNAUTHORIZED:
             headers.append(("WWW-Authenticate", "Bearer"))
-        if rejected.retry_after_s is not None:
-            headers.append(("Retry-After", str(max(1, round(rejected.retry_after_s)))))
         with contextlib.suppress(OSError):
             self._respond(
                 rejected.status, to_json({"error": rejected.reason, **rejected.numbers}), headers, head=head

@@ -6,6 +6,7 @@ Knows nothing of what is asked for then.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -73,13 +74,14 @@ class Dialer:
         Raises ValueError, PeerUnreachable, and PeerUntrusted where the peers' TLS does not fit.
         """
         address = self.check(url)
+        until_s = time.monotonic() + self._deadlines.connect_timeout_s
         try:
             network = connect(address, self._deadlines.connect_timeout_s)
         except OSError as error:
             raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
         with network, self._severance.over(network) if self._severance else nullcontext():
             if address.tls and self._tls is not None:
-                with self._secured(network, url, address, self._tls) as plain:
+                with self._secured(network, url, address, self._tls, until_s) as plain:
                     yield plain, address
             else:
                 network.settimeout(self._deadlines.idle_timeout_s)
@@ -87,14 +89,14 @@ class Dialer:
 
     @contextmanager
     def _secured(
-        self, network: socket.socket, url: str, address: Address, tls: TlsContext
+        self, network: socket.socket, url: str, address: Address, tls: TlsContext, until_s: float
     ) -> Iterator[socket.socket]:
         try:
             relay = Relay(
                 network,
                 tls,
                 host=address.host,
-                handshake_timeout_s=self._deadlines.connect_timeout_s,
+                handshake_timeout_s=until_s - time.monotonic(),
                 # Whoever uses the line has a shorter patience of his own; this one bounds the end.
                 idle_timeout_s=self._deadlines.fsync_timeout_s,
             )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from snapstore.errors import ForkedProcess, PeerRejected
 from snapstore.transfers import TransferRegistry
 from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address, peer_name
+from snapstore.transport.advice import advice_headers
 from snapstore.transport.connection import Connection
 from snapstore.transport.heads import response_head
 from snapstore.transport.linger import LINGER_S, linger
@@ -197,7 +198,7 @@ class SnapshotServer:
                 return  # Words would need a handshake, and who accepts must not wait for anybody.
             connection.setblocking(False)
             answer = to_json({"error": f"busy: more than {self._connections_max} connections"})
-            headers = [("Content-Length", str(len(answer))), ("Retry-After", f"{RETRY_AFTER_S:.0f}")]
+            headers = [("Content-Length", str(len(answer))), *advice_headers(RETRY_AFTER_S)]
             head = response_head(HTTPStatus.SERVICE_UNAVAILABLE, headers, keep_alive=False)
             connection.sendall(head + answer)
             connection.shutdown(socket.SHUT_WR)

@@ -35,6 +35,10 @@ FSYNC_TIMEOUT_S = 300.0
 #: meanwhile: the leader waits this much longer. No disk that holds snapshots is slower.
 READ_BACK_RATE_MIN = 32 * 1024 * 1024
 
+#: However much was kept, a peer is never silent for longer than it needs for what the buffers of the line
+#: hold of its digests: those of less than a terabyte.
+READ_BACK_S_MAX = 6 * 3600.0
+
 #: No stage that is silent for so long comes to its end, and it is below what a socket's timer takes.
 TIMEOUT_S_MAX = 24 * 3600.0
 
@@ -82,4 +86,4 @@ def check_rate(rate_min: float) -> float:
 
 def read_back_s(kept: int) -> float:
     """How much longer to wait where `kept` bytes are read again, in seconds; a peer names the number."""
-    return min(kept / READ_BACK_RATE_MIN, TIMEOUT_S_MAX)
+    return min(kept / READ_BACK_RATE_MIN, READ_BACK_S_MAX)

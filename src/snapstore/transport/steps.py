@@ -71,7 +71,8 @@ class Steps:
             timer.cancel()
             with self._lock:
                 ended = True
-                self._late[saved.index] -= late
+                if late:
+                    self._late[saved.index] -= 1
             timer.join()  # It may be in the middle of the answer.
         if late:
             logger.warning("snapshot %d: the node came to its end late: %s", saved.index, failure or "done")
