@@ -123,7 +123,7 @@ def test_no_deadline_is_for_a_whole_transfer(tmp_path, way):
 @pytest.mark.slow
 def test_a_slow_link_is_no_reason_to_end_a_transfer(tmp_path):
     """By default, at 2 MB/s, with a stall, for longer than the longest silence allowed: so for any length."""
-    size, stall_s = round(0.6 * IDLE_TIMEOUT_S * LINK_RATE), 0.6 * IDLE_TIMEOUT_S
+    size, stall_s = round(0.55 * IDLE_TIMEOUT_S * LINK_RATE), 0.55 * IDLE_TIMEOUT_S
     began_s = time.monotonic()
     with (
         Follower(tmp_path / "follower") as follower,

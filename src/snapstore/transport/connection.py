@@ -14,7 +14,6 @@ direction are moved by the C core without the GIL, so that no event loop in the 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import socket
@@ -26,17 +25,15 @@ from snapstore.errors import DirectoryPoisoned, PeerRejected, SnapshotNotFound, 
 from snapstore.transfer import Direction
 from snapstore.transport.advice import advice_headers
 from snapstore.transport.heads import Head, HeadMalformed, read_request, response_head
+from snapstore.transport.image_answer import ImageAnswer
 from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.routes import Exchange, Route, find_route
 from snapstore.transport.token import shows_token
 from snapstore.wire import (
     Offer,
     OfferMalformed,
-    entity_tag,
     kept_headers,
-    meta_headers,
     parse_index,
-    parse_range,
     to_json,
 )
 
@@ -226,35 +223,24 @@ class Connection:
                 self._send_image(head, stored)
 
     def _send_image(self, head: Head, stored: StoredSnapshot) -> None:
-        headers = [("Content-Type", "application/octet-stream"), ("Accept-Ranges", "bytes")]
         saved = stored.saved
-        if saved.manifest is not None:
-            digest = base64.b64encode(saved.manifest.digest.to_bytes(4, "big")).decode()
-            headers += [("Repr-Digest", f"crc32c=:{digest}:"), ("ETag", entity_tag(saved.manifest))]
-            headers += meta_headers(saved.meta)
-        status, start, length = HTTPStatus.OK, 0, saved.size
-        etag = dict(headers).get("ETag")
-        if head.headers.get("if-range", etag) == etag:
-            try:
-                found = parse_range(head.headers.get("range"), saved.size)
-            except ValueError as error:
-                status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-                unsatisfied = [("Content-Range", f"bytes */{saved.size}"), _JSON]
-                self._respond(status, to_json({"error": str(error)}), unsatisfied, head=head)
-                return
-            if found is not None:
-                status, (start, length) = HTTPStatus.PARTIAL_CONTENT, found
-                headers.append(("Content-Range", f"bytes {start}-{start + length - 1}/{saved.size}"))
-        headers.append(("Content-Length", str(length)))
-        self._send(response_head(status, headers, keep_alive=self._keep_alive))
+        try:
+            answer = ImageAnswer.to(head.headers, saved)
+        except ValueError as error:
+            unsatisfied = [("Content-Range", f"bytes */{saved.size}"), _JSON]
+            status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            self._respond(status, to_json({"error": str(error)}), unsatisfied, head=head)
+            return
+        self._send(response_head(answer.status, answer.headers, keep_alive=self._keep_alive))
         if head.method == "HEAD":
             return
+        length = answer.length
         with self._registry.watch(Direction.OUT, self._peer, saved.index, total=length) as transfer:
             try:
                 sent = _fastpipe.send(
                     stored.image(),
                     self._socket.fileno(),
-                    offset=start,
+                    offset=answer.start,
                     length=length,
                     progress=transfer.progress,
                     idle_timeout_s=self._deadlines.idle_timeout_s,
