@@ -117,7 +117,9 @@ def test_room_is_given_back_however_a_save_ends(tmp_path, error):
                 if error is not None:
                     raise error
         directory.save_from(b"whole", 9)
+        directory.save_from(Whole(UNIT), 10)
         assert directory._room.measure().reserved == 0
+        assert repr(directory._room) == "<RoomAccount holds=[]>"
 
 
 def test_a_save_of_known_size_is_refused_before_a_byte_is_read(tmp_path):
