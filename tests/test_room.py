@@ -42,8 +42,10 @@ class FakeDisk:
 
     def __init__(self, free, size=None):
         self.free, self.size = free, size or free
+        self.asked = 0
 
     def statvfs(self, fd):
+        self.asked += 1
         path = os.readlink(f"/proc/self/fd/{fd}")
         sizes = {}
         for number, target in descriptors():
@@ -184,10 +186,11 @@ def test_what_is_allocated_during_a_look_is_neither_lost_nor_taken_for_stored(tm
         offered(directory, 1, 6 * MIB) as first,
     ):
         moves = [6 * MIB - number * MIB // 2 for number in range(times)]
-        assert refusal(offered(directory, 2, 5 * MIB)).for_now
+        # The extents have a block or two besides.
+        assert 3 * MIB < directory._room.measure().left <= 4 * MIB
         assert not moves
-        with offered(directory, 3, 3 * MIB):  # The extents have a block or two besides.
-            pass
+        moves = [7 * MIB]
+        assert refusal(offered(directory, 2, 5 * MIB)).for_now
 
 
 @pytest.mark.parametrize("blocks", [0, 1])
@@ -235,18 +238,18 @@ def test_an_unknown_size_grows_up_to_the_reserve_and_not_into_it(tmp_path):
             directory.save_from(Whole(3 * MIB + 1), 2)
         assert (raised.value.needed, raised.value.reserve) == (3 * MIB + 1, MIB)
         with pytest.raises(SnapshotTooLarge):
-            directory.save_from(Whole(3 * MIB), 3, size_max=2 * MIB)
+            directory.save_from(Whole(2 * MIB + 9 * UNIT), 3, size_max=2 * MIB + 8 * UNIT)
 
 
-def test_an_unknown_size_holds_its_next_step_and_lets_go_of_it(tmp_path):
-    """So who is promised room meanwhile has it; and a small one beside it is not shut out."""
-    with FakeDisk(8 * GIB).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
+@pytest.mark.parametrize(("free", "step"), [(8 * GIB, STEP_SIZE_MAX), (64 * MIB, 8 * MIB)])
+def test_an_unknown_size_holds_its_next_step_and_lets_go_of_it(tmp_path, free, step):
+    """So who is promised room meanwhile has it; and it is a part of what is left: others have some."""
+    with FakeDisk(free).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
 
         def offer():
-            promised = directory._room.measure().reserved + UNIT
-            assert STEP_SIZE_MAX - 9 * UNIT <= promised <= STEP_SIZE_MAX + UNIT
-            refusal(offered(directory, 2, 8 * GIB - 2 * UNIT))
-            with offered(directory, 3, 7 * GIB):
+            assert step - 9 * UNIT <= directory._room.measure().reserved <= step
+            refusal(offered(directory, 2, free - step + UNIT))
+            with offered(directory, 3, free - step - 9 * UNIT):
                 raise Stop
 
         with pytest.raises(Stop):
@@ -274,6 +277,7 @@ def test_what_was_kept_of_an_unknown_size_counts_as_room_that_it_has(tmp_path, m
             assert begun.kept == 6 * MIB
             begun.save(Whole(2 * MIB + more), SnapshotMeta(1), expected=manifest)
         assert [saved.size for saved in directory.list()] == [8 * MIB] * (1 - more)
+    assert disk.asked < 100  # For its 512 chunks.
 
 
 def manifest_of(content):
