@@ -312,6 +312,17 @@ def test_an_unknown_size_gives_way_when_others_need_the_room(tmp_path):
         assert directory._room.measure().reserved == 0
 
 
+def test_a_growing_save_may_come_again_where_others_alone_are_in_its_way(tmp_path):
+    """What it has itself comes back with it."""
+    with FakeDisk(8 * MIB).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
+        with offered(directory, 1, 2 * MIB), pytest.raises(NoRoom) as raised:
+            directory.save_from(Whole(7 * MIB), 2)
+        assert raised.value.for_now
+        with pytest.raises(NoRoom) as raised:
+            directory.save_from(Whole(9 * MIB), 2)
+        assert not raised.value.for_now
+
+
 def test_who_cancels_a_growing_save_hears_of_that_and_not_of_room(tmp_path):
     progress = Progress()
     with FakeDisk(GIB).open(tmp_path / "stored") as directory, pytest.raises(PipeClosed):

@@ -15,6 +15,7 @@ from nodes import (
     Follower,
     RawPeer,
     endless,
+    frames,
     push,
     put_head,
     written,
@@ -48,6 +49,15 @@ def test_a_snapshot_older_than_the_newest_stored_is_stale(follower):
     follower.directory.save_from(CONTENT, 8)
     error = rejected(follower, endless())
     assert (error.status, error.reason) == (409, "stale: snapshot 8 is stored already")
+
+
+def test_who_sends_its_body_unasked_reads_the_refusal_all_the_same(follower):
+    """What is left unread would turn the answer into a reset."""
+    follower.directory.save_from(CONTENT, 8)
+    with RawPeer(follower.url) as peer:
+        peer.say(put_head(LARGE[: 256 * UNIT], expect=False), frames(LARGE[: 256 * UNIT]))
+        assert peer.hear()[0] == 409
+        assert peer.socket.recv(1) == b""
 
 
 @pytest.mark.parametrize(
