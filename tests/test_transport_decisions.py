@@ -15,7 +15,6 @@ from nodes import (
     Follower,
     RawPeer,
     endless,
-    frames,
     push,
     put_head,
     written,
@@ -55,7 +54,9 @@ def test_who_sends_its_body_unasked_reads_the_refusal_all_the_same(follower):
     """What is left unread would turn the answer into a reset."""
     follower.directory.save_from(CONTENT, 8)
     with RawPeer(follower.url) as peer:
-        peer.say(put_head(LARGE[: 256 * UNIT], expect=False), frames(LARGE[: 256 * UNIT]))
+        length = len(LARGE) + 20 * (len(LARGE) // UNIT + 1)
+        peer.say(put_head(expect=False, Snapstore_Size=str(len(LARGE)), Content_Length=str(length)))
+        peer.say(bytes(length))
         assert peer.hear()[0] == 409
         assert peer.socket.recv(1) == b""
 
