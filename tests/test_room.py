@@ -6,69 +6,26 @@ import contextlib
 import errno
 import json
 import os
-import re
 import threading
 from types import SimpleNamespace
 
 import pytest
 
+from fake_disks import GIB, MIB, FakeDisk, Whole, offered, refusal
 from impostors import SHORT_S
 from nodes import UNIT, WAIT_S, Follower, RawPeer, put_head, wait_until, written
-from residue import descriptors, nothing_left
-from snapstore._fastpipe import Progress, digest
+from residue import nothing_left
 from snapstore.cli.exits import ExitCode, exit_code_of, explain
 from snapstore.directory import SnapshotDir
 from snapstore.errors import NoRoom, PipeClosed, SnapshotTooLarge
-from snapstore.manifest import Manifest
 from snapstore.meta import SnapshotMeta
 from snapstore.retry import RetryPolicy
-from snapstore.room import LOOKS_MAX, RESERVE_PARTS, RESERVE_SIZE, STEP_SIZE_MAX
+from snapstore.room import LOOKS_MAX, RESERVE_PARTS, RESERVE_SIZE
 from snapstore.testing import FakeClock
 from snapstore.transport.http import SnapshotClient
 from snapstore.transport.patience import Deadlines
 
-GIB = 1024**3
-MIB = 1024**2
-
 pytestmark = pytest.mark.usefixtures("nothing_lost")
-
-
-#: A file that an attempt may be kept in, or one without a name.
-UNDER_WAY = re.compile(r"\.part-[0-9a-f]{16}\Z|#[0-9]+ \(deleted\)\Z")
-
-
-class FakeDisk:
-    """What `statvfs` says of a disk of `size` bytes: `free`, but for what saves under way have allocated."""
-
-    def __init__(self, free, size=None):
-        self.free, self.size = free, size or free
-        self.asked = 0
-
-    def statvfs(self, fd):
-        self.asked += 1
-        path = os.readlink(f"/proc/self/fd/{fd}")
-        sizes = {}
-        for number, target in descriptors():
-            if os.path.dirname(target) == path and UNDER_WAY.match(os.path.basename(target)):
-                with contextlib.suppress(OSError):  # Published or removed meanwhile.
-                    status = os.stat(f"/proc/self/fd/{number}")
-                    sizes[status.st_ino] = status.st_blocks * 512
-        free = max(0, self.free - sum(sizes.values()))
-        return SimpleNamespace(f_bavail=free // 4096, f_blocks=self.size // 4096, f_frsize=4096)
-
-    def open(self, path, **options):
-        return SnapshotDir(path, statvfs=self.statvfs, **options)
-
-
-def offered(directory, index, size):
-    """Begin to receive so much."""
-    return directory.receive(SnapshotMeta(index), size=size, chunk_size=UNIT)
-
-
-def refusal(begun):
-    with pytest.raises(NoRoom) as raised, begun:
-        pytest.fail("it was accepted")
-    return raised.value
 
 
 def test_two_offers_that_fit_alone_do_not_fit_together(tmp_path):
@@ -213,120 +170,6 @@ def test_what_was_closed_holds_nothing(tmp_path):
         assert directory._room.measure().reserved == 0
         with offered(directory, 2, 6 * GIB):
             pass
-
-
-# A source that does not say how long it is.
-
-
-class Growing:
-    """A source of endless chunks; calls `meanwhile` after so many."""
-
-    def __init__(self, chunks, meanwhile):
-        self._left, self._meanwhile = chunks, meanwhile
-
-    def read(self, size):
-        self._left -= 1
-        if self._left == 0:
-            self._meanwhile()
-        return bytes(min(size, UNIT))
-
-
-def test_an_unknown_size_grows_up_to_the_reserve_and_not_into_it(tmp_path):
-    with FakeDisk(4 * MIB).open(tmp_path / "stored", reserve=MIB, chunk_size=UNIT) as directory:
-        assert directory.save_from(Whole(3 * MIB), 1).size == 3 * MIB
-        with nothing_left(directory.path), pytest.raises(NoRoom) as raised:
-            directory.save_from(Whole(3 * MIB + 1), 2)
-        assert (raised.value.needed, raised.value.reserve) == (3 * MIB + 1, MIB)
-        with pytest.raises(SnapshotTooLarge):
-            directory.save_from(Whole(2 * MIB + 9 * UNIT), 3, size_max=2 * MIB + 8 * UNIT)
-
-
-@pytest.mark.parametrize(("free", "step"), [(8 * GIB, STEP_SIZE_MAX), (64 * MIB, 8 * MIB)])
-def test_an_unknown_size_holds_its_next_step_and_lets_go_of_it(tmp_path, free, step):
-    """So who is promised room meanwhile has it; and it is a part of what is left: others have some."""
-    with FakeDisk(free).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
-
-        def offer():
-            assert step - 9 * UNIT <= directory._room.measure().reserved <= step
-            refusal(offered(directory, 2, free - step + UNIT))
-            with offered(directory, 3, free - step - 9 * UNIT):
-                raise Stop
-
-        with pytest.raises(Stop):
-            directory.save_from(Growing(3, offer), 1)
-        assert directory._room.measure().reserved == 0
-
-
-class Stop(Exception):
-    """The end of a test's source."""
-
-
-@pytest.mark.parametrize("more", [0, 1])
-def test_what_was_kept_of_an_unknown_size_counts_as_room_that_it_has(tmp_path, more):
-    """It had 6 MiB of 8; the other 2 it may have, and no more."""
-    disk = FakeDisk(8 * MIB)
-    with disk.open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
-        with contextlib.suppress(PipeClosed), offered(directory, 1, None) as begun:
-            os.pwrite(begun._file.fd, bytes(6 * MIB), 0)
-            raise PipeClosed
-        manifest = manifest_of(bytes(8 * MIB + more))
-        with (
-            pytest.raises(NoRoom) if more else contextlib.nullcontext(),
-            offered(directory, 1, None) as begun,
-        ):
-            assert begun.kept == 6 * MIB
-            begun.save(Whole(2 * MIB + more), SnapshotMeta(1), expected=manifest)
-        assert [saved.size for saved in directory.list()] == [8 * MIB] * (1 - more)
-    assert disk.asked < 100  # For its 512 chunks.
-
-
-def manifest_of(content):
-    """What a sender says of `content`, index 1."""
-    copied = digest(content, chunk_size=UNIT)
-    return Manifest(SnapshotMeta(1), copied.size, copied.digest, UNIT, copied.chunk_digests)
-
-
-class Whole:
-    """So many bytes that nobody announced."""
-
-    def __init__(self, size):
-        self._left = size
-
-    def read(self, size):
-        count = min(size, self._left)
-        self._left -= count
-        return bytes(count)
-
-
-def test_an_unknown_size_gives_way_when_others_need_the_room(tmp_path):
-    """The raft log grows beside it, say: the save ends, and what it had is free again."""
-    disk = FakeDisk(16 * MIB)
-
-    def fill():
-        disk.free = 0
-
-    with disk.open(tmp_path / "stored", reserve=MIB, chunk_size=UNIT) as directory:
-        with nothing_left(directory.path), pytest.raises(NoRoom) as raised:
-            directory.save_from(Growing(3, fill), 1, size_max=GIB)
-        assert raised.value.free == 0
-        assert directory._room.measure().reserved == 0
-
-
-def test_a_growing_save_may_come_again_where_others_alone_are_in_its_way(tmp_path):
-    """What it has itself comes back with it."""
-    with FakeDisk(8 * MIB).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
-        with offered(directory, 1, 2 * MIB), pytest.raises(NoRoom) as raised:
-            directory.save_from(Whole(7 * MIB), 2)
-        assert raised.value.for_now
-        with pytest.raises(NoRoom) as raised:
-            directory.save_from(Whole(9 * MIB), 2)
-        assert not raised.value.for_now
-
-
-def test_who_cancels_a_growing_save_hears_of_that_and_not_of_room(tmp_path):
-    progress = Progress()
-    with FakeDisk(GIB).open(tmp_path / "stored") as directory, pytest.raises(PipeClosed):
-        directory.save_from(Growing(3, progress.cancel), 1, progress=progress)
 
 
 def test_a_disk_that_does_not_say_is_an_error_with_the_path(tmp_path):
