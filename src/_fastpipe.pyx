@@ -9,6 +9,7 @@ act on all of its bytes in one call. Reading order, each knowing only those abov
     ring       slots that change owner
     lmdb_*     which pages of an LMDB file hold what, and what in them is unused
     image      a file's bytes with patches, readable at random
+    window     one read of an image for all who want it at about the same time
     body       HTTP bodies and the frames of the wire
     source     one way to ask any source for its next chunk
     transfer   source to ring, source to descriptor
@@ -199,6 +200,7 @@ include "snapstore/_native/ring.pxi"
 include "snapstore/_native/lmdb_pages.pxi"
 include "snapstore/_native/lmdb_walk.pxi"
 include "snapstore/_native/image.pxi"
+include "snapstore/_native/window.pxi"
 include "snapstore/_native/body.pxi"
 include "snapstore/_native/source.pxi"
 include "snapstore/_native/transfer.pxi"

@@ -13,6 +13,8 @@ cdef struct Patch:
     uint64_t length
     char* data                   # NULL: zeros
 
+cdef struct Window               # window.pxi has it
+
 cdef struct ImageState:
     int fd
     int closed
@@ -20,6 +22,7 @@ cdef struct ImageState:
     Patch* patches               # sorted, apart from each other, inside the image
     size_t patch_count
     PageMap* page_map            # NULL: the bytes are as the file has them
+    Window* window               # for those who read it at the same time
 
 
 cdef int pread_all(int fd, char* buffer, size_t size, uint64_t offset) noexcept nogil:

@@ -6,7 +6,8 @@ cdef class Image:
     `fd` is a descriptor of the file, closed with the image unless `close_fd` is false. `size` in
     bytes. `patches` are (offset, length, bytes or None for zeros), apart from each other and inside
     the image. `page_map` clears what lies unused in the pages of an LMDB file. Any number of threads
-    may read; `close` may come from any thread, and reads under way then end with PipeClosed.
+    may read, and transfers that keep pace share each read of the file; `close` may come from any thread,
+    and reads under way then end with PipeClosed.
     """
 
     cdef ImageState state
@@ -19,6 +20,9 @@ cdef class Image:
     def __cinit__(self):
         self.state.fd = -1
         self.pid = getpid()
+        self.state.window = window_new()
+        if self.state.window == NULL:
+            raise MemoryError
 
     def __init__(self, int fd, size, *, patches=(), page_map=None, close_fd=True):
         cdef size_t number
@@ -57,6 +61,11 @@ cdef class Image:
     def closed(self):
         """Whether it was closed."""
         return self.state.closed != 0
+
+    @property
+    def bytes_read(self):
+        """What transfers have read of the file, in bytes: once for all those that keep pace."""
+        return atomic_read_u64(&self.state.window.bytes_read)
 
     cdef int check(self) except -1:
         if self.pid != getpid():
@@ -127,6 +136,7 @@ cdef class Image:
 
     def __dealloc__(self):
         self.give_fd_back()
+        window_free(self.state.window)
         free(self.state.patches)
 
 

@@ -120,3 +120,24 @@ cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
 cdef inline void pulse_moved(Pulse* pulse, uint64_t count) noexcept nogil:
     if pulse.progress != NULL:
         atomic_add_u64(&pulse.progress.bytes, count)
+
+
+# Waits for another thread of the core: by the steady clock, and in slices too.
+
+cdef void monotonic_init(pthread_mutex_t* mutex, pthread_cond_t* changed) noexcept nogil:
+    cdef pthread_condattr_t attributes
+    pthread_mutex_init(mutex, NULL)
+    pthread_condattr_init(&attributes)
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+    pthread_cond_init(changed, &attributes)
+    pthread_condattr_destroy(&attributes)
+
+
+cdef void wait_slice(pthread_cond_t* changed, pthread_mutex_t* mutex) noexcept nogil:
+    cdef timespec until
+    clock_gettime(CLOCK_MONOTONIC, &until)
+    until.tv_nsec += SLICE_NS
+    if until.tv_nsec >= 1000000000:
+        until.tv_nsec -= 1000000000
+        until.tv_sec += 1
+    pthread_cond_timedwait(changed, mutex, &until)

@@ -34,7 +34,6 @@ cdef struct Ring:
 
 cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
     """A ring with all slots free, or NULL where there is no memory for it."""
-    cdef pthread_condattr_t attributes
     cdef Ring* ring = <Ring*>calloc(1, sizeof(Ring))
     if ring == NULL:
         return NULL
@@ -50,11 +49,7 @@ cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
         free(ring.slots)
         free(ring)
         return NULL
-    pthread_mutex_init(&ring.mutex, NULL)
-    pthread_condattr_init(&attributes)
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-    pthread_cond_init(&ring.changed, &attributes)
-    pthread_condattr_destroy(&attributes)
+    monotonic_init(&ring.mutex, &ring.changed)
     return ring
 
 
@@ -71,16 +66,6 @@ cdef void ring_free(Ring* ring) noexcept nogil:
 
 cdef inline char* ring_memory(Ring* ring, uint64_t number) noexcept nogil:
     return ring.memory + (number % ring.chunks) * ring.stride
-
-
-cdef void ring_wait_slice(Ring* ring) noexcept nogil:
-    cdef timespec until
-    clock_gettime(CLOCK_MONOTONIC, &until)
-    until.tv_nsec += SLICE_NS
-    if until.tv_nsec >= 1000000000:
-        until.tv_nsec -= 1000000000
-        until.tv_sec += 1
-    pthread_cond_timedwait(&ring.changed, &ring.mutex, &until)
 
 
 cdef int ring_try_reserve(Ring* ring) noexcept nogil:
@@ -142,7 +127,7 @@ cdef int ring_take(Ring* ring, Pulse* pulse, uint64_t* number) noexcept nogil:
 cdef int ring_wait(Ring* ring, Pulse* pulse, int64_t began) noexcept nogil:
     """One slice of waiting; 0 to look again, or what the pulse says. The mutex is held."""
     cdef int code
-    ring_wait_slice(ring)
+    wait_slice(&ring.changed, &ring.mutex)
     # A signal handler runs without the mutex: it may itself close the pipe.
     pthread_mutex_unlock(&ring.mutex)
     code = pulse_check(pulse)

@@ -30,6 +30,7 @@ cdef struct SourceState:
     size_t loan_start
     size_t loan_length           # 0: none on loan
     ImageState* image
+    Seat seat                    # among those who read the image
     BodyState* body
     FrameState* frame
     void* reader                 # a borrowed reference to a _ReaderSource
@@ -102,7 +103,7 @@ cdef int64_t source_read(SourceState* source, char* buffer, size_t size, Pulse* 
             memcpy(buffer, ring_lent(source), count)
             ring_used(source, count)
     elif source.kind == SOURCE_IMAGE:
-        count = image_read(source.image, buffer, size, source.offset)
+        count = window_read(source.image, &source.seat, buffer, size, source.offset, pulse)
     elif source.kind == SOURCE_BODY:
         count = body_read(source.body, buffer, size, pulse)
     else:
@@ -180,3 +181,5 @@ cdef void source_finish(SourceState* source) noexcept nogil:
     if source.kind == SOURCE_RING and source.loan_length:
         source.loan_length = 0
         ring_give_back(source.ring, source.loan)
+    if source.kind == SOURCE_IMAGE:
+        window_leave(&source.seat)

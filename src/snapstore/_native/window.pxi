@@ -1,0 +1,225 @@
+# The window: what several transfers of one image read at about the same time is read once.
+#
+# One slot for each of some blocks in a row. Whoever comes first to a block reads it into its slot, the
+# others copy it from there: there is no thread that reads for them, and none of them is special. The first
+# may be ahead of the last by all the slots. Then it waits for him, but not for long: who costs the others
+# more than his due is left behind, and reads on his own until he has come up again. So does who is alone.
+
+cdef enum:
+    BLOCK_SIZE = 256 * 1024      # what is read at once for all: fits the cache of one core
+    WINDOW_BLOCKS = 128          # 32 MiB: what passes over 1 Gbit/s in 1/4 s, within which transfers begin
+
+    # How long others may wait for one who is slower: so long at once, as jitter does, and one part in so
+    # many of all the time. Nobody loses more than 5 % of his speed to a follower with a slow disk.
+    HOLD_NS = 100 * 1000 * 1000
+    HOLD_SHARE = 20
+
+cdef enum WindowAnswer:
+    WINDOW_ALONE                 # not in the window: read on your own
+    WINDOW_FILL                  # the slot is yours: read the block for all
+    WINDOW_COPY                  # the block is there, and stays while you copy
+    WINDOW_WAIT                  # somebody is at work on the slot
+    WINDOW_HELD                  # somebody who may still be waited for has not had what the slot has
+
+cdef struct WindowSlot:
+    uint64_t block
+    int state                    # SLOT_FREE, SLOT_FILLING or SLOT_READY
+    uint32_t copying
+
+cdef struct Seat:
+    Seat* next
+    Window* window               # NULL before the first read
+    bint inside
+    uint64_t block               # that it reads next
+    int64_t held_ns              # how long others have waited for it, less what was due
+    int64_t held_at_ns           # when that was so
+
+cdef struct Window:
+    pthread_mutex_t mutex
+    pthread_cond_t changed
+    char* memory                 # NULL until it is needed
+    WindowSlot slots[WINDOW_BLOCKS]
+    uint64_t head                # the block after the last one that anybody inside has come to
+    Seat* seats
+    uint32_t seated              # how many they are
+    uint64_t bytes_read          # from the image, by all that ever sat here
+
+
+cdef Window* window_new() noexcept nogil:
+    cdef Window* window = <Window*>calloc(1, sizeof(Window))
+    if window != NULL:
+        monotonic_init(&window.mutex, &window.changed)
+    return window
+
+
+cdef void window_free(Window* window) noexcept nogil:
+    """Frees and never waits: nobody may have a seat any more."""
+    if window == NULL:
+        return
+    if window.memory != NULL:
+        munmap(window.memory, WINDOW_BLOCKS * BLOCK_SIZE)
+    pthread_cond_destroy(&window.changed)
+    pthread_mutex_destroy(&window.mutex)
+    free(window)
+
+
+cdef void window_join(Window* window, Seat* seat) noexcept nogil:
+    pthread_mutex_lock(&window.mutex)
+    seat.window = window
+    seat.held_at_ns = now_ns()
+    seat.next = window.seats
+    window.seats = seat
+    window.seated += 1
+    pthread_mutex_unlock(&window.mutex)
+
+
+cdef void window_leave(Seat* seat) noexcept nogil:
+    """The end of a transfer; the last one gives the memory back."""
+    cdef Window* window = seat.window
+    cdef Seat** at
+    if window == NULL:
+        return
+    pthread_mutex_lock(&window.mutex)
+    at = &window.seats
+    while at[0] != seat:
+        at = &at[0].next
+    at[0] = seat.next
+    seat.window = NULL
+    window.seated -= 1
+    if window.seats == NULL and window.memory != NULL:
+        munmap(window.memory, WINDOW_BLOCKS * BLOCK_SIZE)
+        window.memory = NULL
+        memset(window.slots, 0, sizeof(window.slots))
+    pthread_cond_broadcast(&window.changed)
+    pthread_mutex_unlock(&window.mutex)
+
+
+cdef bint window_peopled(Window* window) noexcept nogil:
+    cdef Seat* seat = window.seats
+    while seat != NULL and not seat.inside:
+        seat = seat.next
+    return seat != NULL
+
+
+cdef bint window_has_memory(Window* window) noexcept nogil:
+    cdef void* memory
+    if window.memory == NULL:
+        memory = mmap(NULL, WINDOW_BLOCKS * BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        window.memory = NULL if memory == MAP_FAILED else <char*>memory
+    return window.memory != NULL
+
+
+cdef bint window_is_held(Window* window, uint64_t block, int64_t waited_ns) noexcept nogil:
+    """Whether the slot of `block` has what somebody still waits for; `waited_ns` is on his account."""
+    cdef Seat* other = window.seats
+    cdef int64_t now = now_ns(), due
+    cdef bint held = False
+    while other != NULL:
+        if other.inside and other.block + WINDOW_BLOCKS <= block:
+            due = (now - other.held_at_ns) // HOLD_SHARE
+            other.held_ns = max(<int64_t>0, other.held_ns - due) + waited_ns
+            other.held_at_ns = now
+            held = held or other.held_ns < HOLD_NS
+        other = other.next
+    return held
+
+
+cdef WindowAnswer window_ask(Window* window, Seat* seat, uint64_t block, int64_t waited_ns) noexcept nogil:
+    """What to do for `block`; the mutex is held."""
+    cdef WindowSlot* slot = &window.slots[block % WINDOW_BLOCKS]
+    cdef bint alone = window.seated == 1
+    seat.block = block
+    seat.inside = False
+    if alone:
+        # The window goes along, for whoever comes.
+        window.head = block + 1
+    elif not block <= window.head <= block + WINDOW_BLOCKS:
+        if window_peopled(window):
+            return WINDOW_ALONE
+        window.head = block
+    seat.inside = True
+    if slot.state == SLOT_READY and slot.block == block:
+        slot.copying += 1
+        return WINDOW_COPY
+    if alone or not window_has_memory(window):
+        return WINDOW_ALONE
+    if slot.state == SLOT_FILLING or slot.copying:
+        return WINDOW_WAIT
+    if block == window.head:
+        if window_is_held(window, block, waited_ns):
+            return WINDOW_HELD
+        window.head += 1
+    # Else whoever was to read it has failed, or was alone.
+    slot.block = block
+    slot.state = SLOT_FILLING
+    return WINDOW_FILL
+
+
+cdef int64_t window_fill(ImageState* image, WindowSlot* slot, char* memory) noexcept nogil:
+    """Read the slot's block for all; its length, or an outcome, and then the next one may try."""
+    cdef Window* window = image.window
+    cdef int64_t count = image_read(image, memory, BLOCK_SIZE, slot.block * BLOCK_SIZE)
+    pthread_mutex_lock(&window.mutex)
+    slot.state = SLOT_READY if count >= 0 else SLOT_FREE
+    slot.copying = count >= 0
+    pthread_cond_broadcast(&window.changed)
+    pthread_mutex_unlock(&window.mutex)
+    if count > 0:
+        atomic_add_u64(&window.bytes_read, count)
+    return count
+
+
+cdef int window_enter(Window* window, Seat* seat, uint64_t block, Pulse* pulse) noexcept nogil:
+    """What to do for `block`, without a wait any more: a WindowAnswer, or a negative outcome."""
+    cdef int64_t waited_ns = 0, began
+    cdef WindowAnswer answer
+    cdef int code
+    while True:
+        pthread_mutex_lock(&window.mutex)
+        answer = window_ask(window, seat, block, waited_ns)
+        if answer != WINDOW_WAIT and answer != WINDOW_HELD:
+            pthread_mutex_unlock(&window.mutex)
+            return answer
+        began = now_ns()
+        wait_slice(&window.changed, &window.mutex)
+        waited_ns = now_ns() - began if answer == WINDOW_HELD else 0
+        pthread_mutex_unlock(&window.mutex)
+        code = pulse_check(pulse)
+        if code:
+            return code
+
+
+cdef int64_t window_read(ImageState* image, Seat* seat, char* buffer, size_t size, uint64_t offset,
+                         Pulse* pulse) noexcept nogil:
+    """Some bytes from `offset` on, as `image_read`, together with whoever else reads there."""
+    cdef Window* window = image.window
+    cdef uint64_t block = offset // BLOCK_SIZE
+    cdef WindowSlot* slot = &window.slots[block % WINDOW_BLOCKS]
+    cdef char* memory
+    cdef int64_t count
+    cdef int answer
+    if atomic_read_int(&image.closed):
+        return IMAGE_CLOSED
+    if seat.window == NULL:
+        window_join(window, seat)
+    answer = window_enter(window, seat, block, pulse)
+    if answer < 0:
+        return answer
+    if answer == WINDOW_ALONE:
+        count = image_read(image, buffer, size, offset)
+        if count > 0:
+            atomic_add_u64(&window.bytes_read, count)
+        return count
+    memory = window.memory + (block % WINDOW_BLOCKS) * BLOCK_SIZE
+    if answer == WINDOW_FILL:
+        count = window_fill(image, slot, memory)
+        if count < 0:
+            return count
+    count = min(size, min(<uint64_t>BLOCK_SIZE, image.size - block * BLOCK_SIZE) - offset % BLOCK_SIZE)
+    memcpy(buffer, memory + offset % BLOCK_SIZE, count)
+    pthread_mutex_lock(&window.mutex)
+    slot.copying -= 1
+    seat.block = (offset + count) // BLOCK_SIZE
+    pthread_cond_broadcast(&window.changed)
+    pthread_mutex_unlock(&window.mutex)
+    return count
