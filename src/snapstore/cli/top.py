@@ -70,6 +70,7 @@ def lease_rows_of(leases: Sequence[dict[str, Any]], /) -> list[tuple[str, ...]]:
 
 def _lease_row(entry: dict[str, Any]) -> tuple[str, ...]:
     held_s, left_s, cost = (_number(entry.get(name)) for name in ("age_s", "left_s", "bytes_held"))
+    place = entry.get("taken_at")
     return (
         _text(entry.get("index")),
         _text(entry.get("kind")),
@@ -78,8 +79,7 @@ def _lease_row(entry: dict[str, Any]) -> tuple[str, ...]:
         "-" if held_s is None else f"{held_s:.0f} s",
         "-" if left_s is None else f"{left_s:.0f} s",
         "-" if cost is None else format_size(cost),
-        # The end says more than the beginning: the file and the line.
-        _text(entry.get("taken_at"), end=True),
+        _text(place.rpartition("/")[2] if isinstance(place, str) else None),  # Without its directory.
     )
 
 
@@ -109,13 +109,9 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _text(value: object, *, end: bool = False) -> str:
-    """What may be shown of `value`; of what is too long its beginning, or its end."""
+def _text(value: object) -> str:
     if not isinstance(value, (str, int)):
         return "-"
     # A terminal obeys what is not printable.
     shown = "".join(letter if letter.isprintable() else "?" for letter in str(value))
-    if len(shown) <= _CELL_LENGTH_MAX:
-        return shown
-    kept = _CELL_LENGTH_MAX - 3
-    return f"...{shown[-kept:]}" if end else f"{shown[:kept]}..."
+    return shown if len(shown) <= _CELL_LENGTH_MAX else f"{shown[: _CELL_LENGTH_MAX - 3]}..."
