@@ -72,7 +72,7 @@ class Leases:
         self._monotonic = monotonic
         self._held: dict[int, FileLease] = {}
 
-    def begin(self, fd: int, saved: SavedSnapshot, owner: str | None, ttl_s: float) -> FileLease:
+    def begin(self, fd: int, saved: SavedSnapshot, *, owner: str | None, ttl_s: float) -> FileLease:
         """Return the lease of `saved`, which is open and locked as `fd`; `end` gives it back."""
         return FileLease(fd, saved, owner=owner, ttl_s=ttl_s, monotonic=self._monotonic, held=self._held)
 

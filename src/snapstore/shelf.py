@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,15 +139,8 @@ class Shelf:
         index = check_index(index)
         self._check_usable()
         self._leases.look()
-        stored = open_stored(
-            self._fd,
-            self._path(index),
-            index,
-            from_disk=verify,
-            leases=self._leases,
-            owner=owner,
-            ttl_s=ttl_s,
-        )
+        lend = partial(self._leases.begin, owner=owner, ttl_s=ttl_s)
+        stored = open_stored(self._fd, self._path(index), index, from_disk=verify, lend=lend)
         if verify:
             try:
                 with self.counts.judging():

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapstore import _fastpipe, disk
 from snapstore.errors import SnapshotCorrupt, SnapshotNotFound, SnapshotTruncated
-from snapstore.lease import STORED_TTL_S
 from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import SnapshotMeta
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from typing_extensions import Self
 
     from snapstore._fastpipe import Progress
-    from snapstore.leases import FileLease, Leases
+    from snapstore.leases import FileLease
     from snapstore.protocols import Writer
 
 
@@ -90,15 +90,13 @@ def open_stored(
     index: int,
     *,
     from_disk: bool = False,
-    leases: Leases | None = None,
-    owner: str | None = None,
-    ttl_s: float = STORED_TTL_S,
+    lend: Callable[[int, SavedSnapshot], FileLease] | None = None,
 ) -> StoredSnapshot:
     """Open the snapshot of `index`, at `path`, locked; SnapshotNotFound where there is none.
 
     `from_disk` is for those who verify: what they read then passes the page cache by, and a manifest
-    that cannot be read now is an OSError, and no problem of the snapshot. With `leases` it is listed
-    there, for its `owner` and `ttl_s` seconds; without, it is for a moment, and nobody's but ours.
+    that cannot be read now is an OSError, and no problem of the snapshot. `lend` makes the lease
+    of who is to hold it, from its descriptor; without, it is for a moment, and nobody's but ours.
     """
     missing = SnapshotNotFound(f"no snapshot of index {index} in {path.parent}")
     try:
@@ -115,9 +113,8 @@ def open_stored(
         if from_disk:
             disk.drop_cache(fd)
         saved = _describe(directory, path, index, os.fstat(fd), from_disk=from_disk)
-        lease = None
-        if leases is not None:
-            lease = leases.begin(fd, saved, owner, ttl_s)
+        lease = None if lend is None else lend(fd, saved)
+        if lease is not None:
             undo.callback(lease.end)
         stored = StoredSnapshot(saved, fd, lease)
         undo.pop_all()
