@@ -12,6 +12,7 @@ import pytest
 
 from nodes import wait_until
 from processes import Process
+from snapstore import disk
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotNotFound
 from snapstore.kv.memory import MemoryKV
@@ -64,6 +65,25 @@ def apply_any(directory):
             stored = directory.open(saved.index, verify=False)
             with stored:
                 apply(stored)
+
+
+def test_what_is_purged_between_its_opening_and_its_lock_is_not_there(tmp_path, monkeypatch):
+    with SnapshotDir(tmp_path) as directory:
+        for index in (1, 2):
+            directory.save_from(image_of(index), index)
+        open_regular = disk.open_regular
+
+        def overtaken(*given):
+            fd = open_regular(*given)
+            monkeypatch.setattr(disk, "open_regular", open_regular)
+            assert directory.purge(keep=1) == [1]
+            return fd
+
+        directory.verify(2)
+        monkeypatch.setattr(disk, "open_regular", overtaken)
+        with pytest.raises(SnapshotNotFound):
+            directory.open(1, verify=False)
+        assert directory.leases() == []
 
 
 @pytest.mark.parametrize("saves", [SAVES_PLAIN, pytest.param(SAVES_SLOW, marks=pytest.mark.slow)])
