@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import os
+import sqlite3
 
 import pytest
 
@@ -19,6 +21,8 @@ from snapstore.errors import (
     SnapshotNotInUse,
     SnapshotTemporarilyUnavailable,
 )
+from snapstore.kv.lmdb import LmdbKV
+from snapstore.kv.sqlite import SqliteKV
 from snapstore.lease import PIN_TTL_S
 from snapstore.store import SnapshotStore, State
 from snapstore.testing import FakeClock
@@ -261,6 +265,41 @@ def test_a_kv_that_cannot_say_its_cost_is_no_hindrance(clock, caplog):
         assert store.leases()[0].bytes_held is None
         assert store.registry.pinned_bytes == 0
     assert "what its pin costs" in caplog.text
+
+
+def write_lmdb(kv):
+    for _ in range(3):
+        with kv.env.begin(write=True) as txn:
+            txn.put(b"key", bytes(40_000))
+
+
+def write_sqlite(kv):
+    with contextlib.closing(sqlite3.connect(kv.path)) as node, node:
+        node.execute("INSERT INTO t VALUES (zeroblob(40000))")
+
+
+def make_sqlite(path):
+    with contextlib.closing(sqlite3.connect(path)) as node, node:
+        node.execute("PRAGMA journal_mode=WAL")
+        node.execute("CREATE TABLE t (content)")
+    return contextlib.nullcontext(SqliteKV(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "write"), [(LmdbKV, write_lmdb), (make_sqlite, write_sqlite)], ids=["lmdb", "sqlite"]
+)
+def test_a_real_kv_tells_what_its_pin_costs(tmp_path, clock, make, write):
+    with (
+        make(tmp_path / "kv") as kv,
+        SnapshotStore(kv, Node(), clock=clock) as store,
+        created(store, clock).get_snap(),
+    ):
+        (lease,) = store.leases()
+        assert lease.bytes_held == 0
+        write(kv)
+        assert 40_000 <= lease.bytes_held == store.registry.pinned_bytes < 400_000
+        store.clear_used_snap()
+        assert (lease.bytes_held, store.registry.pinned_bytes) == (0, 0)
 
 
 def test_a_forked_child_has_no_leases(store):
