@@ -169,6 +169,13 @@ class StoreMachine(RuleBasedStateMachine):
             self.owed.append(Owed(stream, math.inf if ttl_s is None else self.clock.monotonic() + ttl_s))
             self.state = State.IN_USE
 
+    @rule(ttl_s=st.sampled_from([None, 1, CLEAR_UNUSED_AFTER_TICKS]))
+    def get_at_last(self, ttl_s):
+        """What most sequences would not come to by chance: one is created, and handed out."""
+        self.get(transport_fails=False, ttl_s=ttl_s)
+        self.run_pending(creation_fails=False)
+        self.get(transport_fails=False, ttl_s=ttl_s)
+
     @rule()
     def clear_oldest(self):
         if not self.owed:
