@@ -8,6 +8,7 @@ opposite way (it clears what is unused in the bytes it reads), so the two can be
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 
 BRANCH, LEAF, OVERFLOW, LEAF2, SUBPAGE = 0x01, 0x02, 0x04, 0x20, 0x40
@@ -25,6 +26,8 @@ class Oracle:
     expected: bytearray
     pages: set[int] = field(default_factory=set)
     free: set[int] = field(default_factory=set)
+    #: How many pages each transaction has freed, of those that are free.
+    freed: Counter[int] = field(default_factory=Counter)
 
     @property
     def base(self) -> int:
@@ -77,6 +80,7 @@ class Oracle:
         size = self.u16(at) | self.u16(at + 2) << 16
         flags, key_size = self.u16(at + 4), self.u16(at + 6)
         data = at + 8 + (key_size + (key_size & 1 if self.base else 0))
+        free_before = len(self.free)
         if flags & BIGDATA:
             page = self.u64(data)
             first = self.take(page)
@@ -94,6 +98,8 @@ class Oracle:
         elif flags & DUPDATA:
             self.expected[data : data + size] = bytes(size)
             self.keep_used(data, size)
+        if freelist:
+            self.freed[self.u64(at + 8)] += len(self.free) - free_before
 
     def ids(self, at: int) -> int:
         """Note a freelist record's pages; return how many bytes it uses."""

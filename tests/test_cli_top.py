@@ -11,7 +11,7 @@ import pytest
 from command_line import END_S_MAX, on_terminal, snapstore, spawn
 from nodes import META, push, written
 from snapstore.cli import ExitCode
-from snapstore.cli.top import COLUMNS, ENDED_SHOWN_MAX, rows_of
+from snapstore.cli.top import COLUMNS, ENDED_SHOWN_MAX, LEASE_COLUMNS, lease_rows_of, rows_of
 from snapstore.transfer import Direction
 
 
@@ -41,6 +41,18 @@ def test_a_pipe_gets_plain_lines_at_each_look(busy):
     assert "2.0 KiB" in lines[1]
     assert lines[2].split()[0] == str(META.index)
     assert "done" in lines[2]
+
+
+def test_who_holds_what_is_shown_to_machines_and_people(busy, follower):
+    with follower.directory.open(META.index, owner="applier", ttl_s=3600):
+        code, out, _ = snapstore("top", busy, "--leases", "--json")
+        (told,) = json.loads(out)["leases"]
+        assert code == ExitCode.DONE
+        assert (told["index"], told["owner"], told["overdue"]) == (META.index, "applier", False)
+        heads, row = snapstore("top", busy, "--leases", "--count", 1)[1].splitlines()
+    assert heads.split() == " ".join(LEASE_COLUMNS).split()
+    assert row.split()[:4] == [str(META.index), "stored", "applier", "held"]
+    assert "test_cli_top.py:" in row
 
 
 def test_a_terminal_gets_a_table_that_is_drawn_again_in_its_place(busy):
@@ -84,7 +96,10 @@ def test_whatever_a_peer_says_is_shown_as_text(bad):
     names = ("direction", "peer", "index", "bytes", "total", "rate", "eta_s", "stalled", "state", "error")
     (row,) = rows_of([dict.fromkeys(names, bad)])
     assert len(row) == len(COLUMNS)
-    assert all(cell.isprintable() and cell.isascii() and 0 < len(cell) < 60 for cell in row)
+    names = ("index", "kind", "owner", "age_s", "left_s", "bytes_held", "overdue", "taken_at")
+    (lease_row,) = lease_rows_of([dict.fromkeys(names, bad)])
+    assert len(lease_row) == len(LEASE_COLUMNS)
+    assert all(cell.isprintable() and cell.isascii() and 0 < len(cell) < 60 for cell in row + lease_row)
 
 
 def test_all_under_way_are_shown_and_of_the_ended_the_last_few():

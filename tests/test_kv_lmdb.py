@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -401,14 +402,15 @@ def test_long_pin_is_warned_of_with_its_cost(tmp_path: Path, caplog: pytest.LogC
     now_s = [0.0]
     with LmdbKV(tmp_path, monotonic=lambda: now_s[0], map_size=MAP_SIZE) as kv:
         snapshot = kv.snapshot()
-        with kv.env.begin(write=True) as txn:
-            txn.put(b"key", bytes(40_000))
+        for _ in range(3):  # The second frees what the first has written, for those after the third.
+            with kv.env.begin(write=True) as txn:
+                txn.put(b"key", bytes(40_000))
         now_s[0] = PIN_WARN_AFTER_S + 1
         with caplog.at_level(logging.WARNING, "snapstore"):
             kv.snapshot().close()
             snapshot.close()
         (record,) = caplog.records
-        assert "301 s; the data file grew by" in record.getMessage()
+        assert re.search(r"301 s; [1-9]\d* free pages could", record.getMessage())
         assert snapshot.pages_held == 0
 
 

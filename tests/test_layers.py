@@ -15,9 +15,9 @@ ROOT = Path(snapstore.__file__).parent
 #: From the bottom up. A module may import from layers below its own, and from its own.
 LAYERS = (
     ("errors", "meta", "protocols", "outcomes"),
-    ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room", "metrics"),
+    ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room", "metrics", "lease"),
     ("counts", "transfer", "transfers"),
-    ("kv", "stream", "source", "stored", "share", "capture", "pacing"),
+    ("kv", "stream", "source", "leases", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
     ("shelf", "housekeeping", "claims", "directory"),
     ("store", "transport", "testing"),

@@ -103,6 +103,9 @@ def test_a_new_server_has_every_metric_at_nothing(follower):
         *(f"snapstore_transfer_seconds_{part}" for part in ("bucket", "sum", "count")),
         *(f"snapstore_fsync_seconds_{part}" for part in ("bucket", "sum", "count")),
         "snapstore_pinned_age_seconds",
+        "snapstore_pinned_bytes",
+        "snapstore_leases",
+        "snapstore_leases_overdue",
         "snapstore_stored_snapshots",
         "snapstore_stored_bytes",
         "snapstore_leftovers_swept_total",
@@ -175,14 +178,14 @@ def test_the_list_of_transfers_is_json(follower):
     assert told["bytes"] == told["total"] == len(CONTENT)
 
 
-@pytest.mark.parametrize("target", ["/metrics", "/v1/transfers"])
+@pytest.mark.parametrize("target", ["/metrics", "/v1/transfers", "/v1/leases"])
 def test_the_token_is_asked_for(tmp_path, target):
     with SnapshotDir(tmp_path) as directory, SnapshotServer(directory, "127.0.0.1:0", token=TOKEN) as server:
         assert ask(server.url, target)[0] == 401
         assert ask(server.url, target, more=f"Authorization: Bearer {TOKEN}\r\n")[0] == 200
 
 
-@pytest.mark.parametrize("target", ["/metrics", "/v1/transfers"])
+@pytest.mark.parametrize("target", ["/metrics", "/v1/transfers", "/v1/leases"])
 def test_only_what_makes_sense_is_answered(follower, target):
     assert ask(follower.url, target, "HEAD")[2] == b""
     assert ask(follower.url, f"{target}/more")[0] == 404

@@ -8,6 +8,7 @@ may have been closed twice. At the end every one has been closed exactly once.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 
 import pytest
@@ -15,7 +16,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from snapstore.errors import PipeClosed, SnapshotNotInUse, SnapshotTemporarilyUnavailable, StoreClosed
+from snapstore.errors import (
+    LeaseExpired,
+    PipeClosed,
+    SnapshotNotInUse,
+    SnapshotTemporarilyUnavailable,
+    StoreClosed,
+)
 from snapstore.meta import SnapshotMeta
 from snapstore.store import SnapshotStore, State
 from snapstore.testing import FakeClock
@@ -63,9 +70,10 @@ class ImagedSnapshot(Snapshot):
 class Owed:
     """A stream that was handed out, as the model sees it; `stream` is None once its holder dropped it."""
 
-    def __init__(self, stream):
+    def __init__(self, stream, due_s):
         self.stream = stream
         self.index = stream.meta.index
+        self.due_s = due_s
         self.revoked = False
 
 
@@ -121,7 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.forget_pin()
 
     def in_pin(self):
-        return [owed for owed in self.owed if owed.index == self.pin]
+        return [owed for owed in self.owed if owed.index == self.pin and not owed.revoked]
 
     def forget_pin(self):
         self.state, self.pin = State.EMPTY, None
@@ -132,31 +140,41 @@ class StoreMachine(RuleBasedStateMachine):
 
     # What may happen.
 
-    @rule(transport_fails=st.sampled_from([False, False, False, True]))
-    def get(self, transport_fails):
+    @rule(
+        transport_fails=st.sampled_from([False, False, False, True]),
+        ttl_s=st.sampled_from([None, None, 1, CLEAR_UNUSED_AFTER_TICKS]),
+    )
+    def get(self, transport_fails, ttl_s):
         self.transport_fails = transport_fails
         room = self.state is State.READY or (
             self.state is State.IN_USE and len(self.in_pin()) < self.streams_max
         )
         if not room:
             with pytest.raises(SnapshotTemporarilyUnavailable):
-                self.store.get_snap()
+                self.store.get_snap(ttl_s=ttl_s)
             if self.state is State.EMPTY:
                 self.state = State.CREATING
                 self.compacted_to = 0
         elif transport_fails:
             with pytest.raises(NoRoute):
-                self.store.get_snap()
+                self.store.get_snap(ttl_s=ttl_s)
             if not self.in_pin():
                 self.forget_pin()
         else:
-            stream = self.store.get_snap()
+            stream = self.store.get_snap(ttl_s=ttl_s)
             assert not stream.closed
             assert stream.meta.index == self.pin
             if self.imaged:
                 assert bytes(next(stream.chunks())) == CONTENT
-            self.owed.append(Owed(stream))
+            self.owed.append(Owed(stream, math.inf if ttl_s is None else self.clock.monotonic() + ttl_s))
             self.state = State.IN_USE
+
+    @rule(ttl_s=st.sampled_from([None, 1, CLEAR_UNUSED_AFTER_TICKS]))
+    def get_at_last(self, ttl_s):
+        """What most sequences would not come to by chance: one is created, and handed out."""
+        self.get(transport_fails=False, ttl_s=ttl_s)
+        self.run_pending(creation_fails=False)
+        self.get(transport_fails=False, ttl_s=ttl_s)
 
     @rule()
     def clear_oldest(self):
@@ -232,6 +250,12 @@ class StoreMachine(RuleBasedStateMachine):
         unused_s = self.clock.monotonic() - self.ready_at_s
         if self.state is State.READY and unused_s >= CLEAR_UNUSED_AFTER_TICKS:
             self.forget_pin()
+        for owed in self.in_pin():
+            if self.clock.monotonic() >= owed.due_s:
+                owed.revoked = True
+                assert owed.stream is None or isinstance(owed.stream.reason, LeaseExpired)
+        if self.state is State.IN_USE and not self.in_pin():
+            self.forget_pin()
 
     @rule(distance=st.integers(-1, 1))
     def compact(self, distance):
@@ -264,6 +288,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert all(snapshot.closed <= 1 for snapshot in self.snapshots)
         pinned = [snapshot.index for snapshot in self.snapshots if not snapshot.closed]
         assert pinned == ([] if self.pin is None else [self.pin])
+
+    @invariant()
+    def those_who_hold_the_pin_have_leases(self):
+        assert [lease.index for lease in self.store.leases()] == [self.pin] * len(self.in_pin())
 
     @invariant()
     def streams_are_open_until_they_are_released_or_revoked(self):

@@ -20,6 +20,7 @@ from snapstore.errors import (
     CaptureTimeout,
     DirectoryPoisoned,
     ForkedProcess,
+    LeaseExpired,
     MissingExtra,
     NoRoom,
     PeerRejected,
@@ -39,6 +40,7 @@ from snapstore.errors import (
     StoreClosed,
     TransportError,
 )
+from snapstore.lease import Lease
 from snapstore.meta import ConfState, SnapshotMeta
 from snapstore.pacing import Pacer
 from snapstore.store import SnapshotStore
@@ -55,6 +57,8 @@ __all__ = [
     "ConfState",
     "DirectoryPoisoned",
     "ForkedProcess",
+    "Lease",
+    "LeaseExpired",
     "MissingExtra",
     "NoRoom",
     "Pacer",

@@ -62,18 +62,19 @@ class SnapshotDir(Claims):
         direct: bool = True,
         statvfs: Callable[[int], os.statvfs_result] = os.statvfs,
         wall_clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open `path`. `chunk_size` and `size_max` in bytes: the unit of digests, and the largest save.
 
         `reserve` is how many bytes of the disk no save takes; None: `room.RESERVE_SIZE`, or less on a
         small disk. `statvfs` asks the disk behind a descriptor. `throttle` says how fast all that is saved
         here may come, also what is received and fetched; None: as fast as it does. `wall_clock` tells how
-        old a file is: seconds since the epoch.
+        old a file is, in seconds since the epoch, and `monotonic` how long one was held.
 
         `nameless=False` and `direct=False` do without O_TMPFILE and without direct I/O, for file
         systems that claim either and fail at it; both are left by themselves where refused.
         """
-        super().__init__(path, wall_clock)
+        super().__init__(path, wall_clock, monotonic)
         self.chunk_size = chunk_size
         self.size_max = size_max
         self._nameless = nameless

@@ -126,6 +126,10 @@ class PipeClosed(SnapstoreError):
     """The other end of the pipe, or the snapshot behind a stream, was closed."""
 
 
+class LeaseExpired(PipeClosed):
+    """The stream was lent for a time that is over. It pins nothing any more; ask for a new one."""
+
+
 class StoreClosed(SnapstoreError):
     """The store was closed; it hands out and creates nothing any more."""
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 class Housekeeping(Shelf):
     """What `SnapshotDir` removes. From any thread."""
 
-    def __init__(self, path: str | os.PathLike[str], wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], wall_clock: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
         """Open `path`; `wall_clock` gives seconds since the epoch, as the files' times do."""
-        super().__init__(path)
+        super().__init__(path, monotonic)
         self._wall_clock = wall_clock
 
     def purge(
@@ -48,14 +50,15 @@ class Housekeeping(Shelf):
         takes as long as the disk needs for it; `progress` counts then. A broken one is set aside and
         not counted, and the next is read. Where nothing is to go, nothing is read.
 
-        Leased ones stay. `keep` is at least 1: the only snapshot of a node is never purged. Those
-        with a problem do not count, and go when they are older than the `keep` newest: nobody can
-        restore them. Raises ValueError, OSError, also where what is kept cannot be read now, and
-        DirectoryPoisoned; nothing was removed then.
+        Leased ones stay, until their time is up. `keep` is at least 1: the only snapshot of a node is
+        never purged. Those with a problem do not count, and go when they are older than the `keep`
+        newest: nobody can restore them. Raises ValueError, OSError, also where what is kept cannot be
+        read now, and DirectoryPoisoned; nothing was removed then.
         """
         rule = Rule(keep, older_than_s, size_max, self._wall_clock())
         self._check_usable()
         self.check_sound()
+        self._leases.look()
         removed = self._retention.purge(
             self._fd, rule, stored=self.list, read_back=lambda index: self.verify(index, progress=progress)
         )

@@ -38,7 +38,8 @@ class Snapshot(Protocol):
     """A KV as of one moment, pinned: writers go on and change nothing here.
 
     One thread at a time may call `write_to`; `close` may come from any thread, at any moment, and
-    may come twice.
+    may come twice. It may tell what it costs by `bytes_held`: how many bytes of its store's files could be
+    used again if it were closed. Operators are shown that, so it must be quick.
     """
 
     @property

@@ -11,6 +11,8 @@ import errno
 import logging
 import os
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +25,20 @@ from snapstore.errors import (
     SnapshotNotDurable,
     SnapshotNotFound,
 )
+from snapstore.lease import STORED_TTL_S
+from snapstore.leases import Leases
 from snapstore.meta import check_index
 from snapstore.retention import Retention
 from snapstore.stored import SavedSnapshot, StoredSnapshot, find_saved, open_stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
     from snapstore._fastpipe import Progress
     from snapstore.broken import BrokenSnapshot
+    from snapstore.lease import Lease
 
 logger = logging.getLogger("snapstore")
 
@@ -41,14 +46,18 @@ logger = logging.getLogger("snapstore")
 class Shelf:
     """What `SnapshotDir` knows of its directory, and reads from it. From any thread."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open `path`; where an fsync of it failed earlier, all it has is read back first."""
+    def __init__(self, path: str | os.PathLike[str], monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Open `path`; where an fsync of it failed earlier, all it has is read back first.
+
+        `monotonic` gives the seconds by which leases are overdue.
+        """
         self.path = Path(path)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._directory_sync = _fastpipe.DirectorySync()
         self._marked = False  # The poison stands in the directory, too.
         self._retention = Retention()
+        self._leases = Leases(monotonic)
         #: For operators: what was fsynced, swept and found wrong since this object was made.
         self.counts = DirectoryCounts()
         self._fd = disk.open_directory(self.path)
@@ -102,17 +111,36 @@ class Shelf:
         found = map(self._find, reversed(disk.snapshot_indexes(self._fd)))
         return next((saved for saved in found if saved is not None and not saved.problem), None)
 
-    def open(self, index: int, *, verify: bool = True, progress: Progress | None = None) -> StoredSnapshot:
+    def leases(self) -> Sequence[Lease]:
+        """Return what is held open through this object, the oldest first; what is overdue is reported."""
+        self._check_usable()
+        return self._leases.look()
+
+    def open(
+        self,
+        index: int,
+        *,
+        verify: bool = True,
+        progress: Progress | None = None,
+        owner: str | None = None,
+        ttl_s: float = STORED_TTL_S,
+    ) -> StoredSnapshot:
         """Open the snapshot with this index for reading, leased: no purge takes it away until closed.
 
         With `verify` all of it is read from the disk and compared with its manifest first; `progress`
         counts then. Raises SnapshotNotFound, and SnapshotCorrupt or SnapshotTruncated, which name the
         first bad chunk: a broken snapshot is set aside, and the error says under which name. An
         OSError, a disk that cannot be read now, changes nothing.
+
+        `owner` is what `leases` and the log call the holder; None: the thread. What is held for more
+        than `ttl_s` seconds is reported at the next `open`, `purge` or `leases`, once, with where it was
+        taken. A purge may take its file then; who reads it can read on, by what is open here.
         """
         index = check_index(index)
         self._check_usable()
-        stored = open_stored(self._fd, self._path(index), index, from_disk=verify)
+        self._leases.look()
+        lend = partial(self._leases.begin, owner=owner, ttl_s=ttl_s)
+        stored = open_stored(self._fd, self._path(index), index, from_disk=verify, lend=lend)
         if verify:
             try:
                 with self.counts.judging():
@@ -126,7 +154,14 @@ class Shelf:
             self._retention.remember(stored.saved)
         return stored
 
-    def open_newest(self, *, verify: bool = True, progress: Progress | None = None) -> StoredSnapshot:
+    def open_newest(
+        self,
+        *,
+        verify: bool = True,
+        progress: Progress | None = None,
+        owner: str | None = None,
+        ttl_s: float = STORED_TTL_S,
+    ) -> StoredSnapshot:
         """Open the newest sound snapshot, as `open` does; a broken one makes way for the next older.
 
         Raises SnapshotNotFound when none is left. An OSError is raised, and nothing older offered:
@@ -140,7 +175,7 @@ class Shelf:
             if self._find(index) is None:  # Not a file, or gone meanwhile.
                 continue
             try:
-                stored = self.open(index, verify=verify, progress=progress)
+                stored = self.open(index, verify=verify, progress=progress, owner=owner, ttl_s=ttl_s)
             except SnapshotNotFound:
                 continue
             except SnapshotCorrupt as error:

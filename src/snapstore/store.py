@@ -4,9 +4,9 @@ It must not know any concrete KV, raft engine or transport, and no thread: what 
 the clock's background, what comes later to the clock's timers.
 
 Plan: at most one snapshot, the *pin*, is stored. Its states are in the table below and `_move` goes
-along it. Each stream handed out has a *share* in its pin (`share.py`); when the last share is given
-back, the pin is closed. Decisions are made under the lock and return what is to be closed, which is
-done after it.
+along it. Each stream handed out has a *share* in its pin (`share.py`); when the last one is given back
+or revoked, the pin is closed. Decisions are made under the lock and return what is to be closed, which
+is done after it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from snapstore.clock import SystemClock
 from snapstore.errors import (
     ForkedProcess,
     PipeClosed,
-    SnapshotNotInUse,
     SnapshotTemporarilyUnavailable,
     StoreClosed,
 )
+from snapstore.lease import check_ttl
 from snapstore.meta import check_index
-from snapstore.share import Pin
+from snapstore.share import Pin, Shares
 from snapstore.transfers import TransferRegistry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from snapstore.lease import Lease
     from snapstore.protocols import KV, Clock, Raft, SnapshotTransport
     from snapstore.share import Share
     from snapstore.stream import SnapshotStream
@@ -120,8 +121,7 @@ class SnapshotStore:
         # Counts creations, so that a timer or a creation that comes late knows that it is too late.
         self._generation = 0
         self._pin: Pin | None = None
-        # All shares that holders still owe, oldest first, those in pins that are gone included.
-        self._shares: list[Share] = []
+        self._shares = Shares(clock, self._release, self._lapse)
         self._last_error: BaseException | None = None
         # How far the log was compacted during this creation: what was captured before may be older.
         self._compacted_to = -1
@@ -146,19 +146,31 @@ class SnapshotStore:
         pin = self._pin
         return None if pin is None else self._clock.monotonic() - pin.pinned_s
 
+    def leases(self) -> list[Lease]:
+        """Return the leases that keep the stored snapshot pinned, one for each stream, oldest first."""
+        self._check_process()
+        with self._lock:
+            return [share.lease for share in self._shares.holding(self._pin)]
+
     def transfers(self) -> list[Transfer]:
         """Return the transfers of its registry: those under way, then the last ones that have ended."""
         return self.registry.transfers()
 
-    def get_snap(self) -> SnapshotStream:
+    def get_snap(self, *, owner: str | None = None, ttl_s: float | None = None) -> SnapshotStream:
         """Hand out the stored snapshot. Never blocks: raft's loop may call it.
 
         The caller closes the stream when the receiver has got it, best by `with`, or calls
         `clear_used_snap`. Raises `SnapshotTemporarilyUnavailable` when there is none, and then has
         one created in the background, or when it is in use; try again with the next heartbeat.
         What the transport's `snapshot_ready` raises passes through; the snapshot is released then.
+
+        `owner` is what `leases` and the log call the holder; None: the thread. What is not closed within
+        `ttl_s` seconds is logged, with where it was taken and what it costs, and revoked: its reader gets
+        `LeaseExpired`. None: it is logged after `lease.PIN_TTL_S`, and stays.
         """
         self._check_process()
+        if ttl_s is not None:
+            check_ttl(ttl_s)
         stream: SnapshotStream | None = None
         with self._lock:
             self._check_open()
@@ -168,7 +180,7 @@ class SnapshotStore:
                 self._move(State.CREATING)
                 refusal = self._refusal("none was stored, one is being created now")
             else:
-                stream = self._lend()
+                stream = self._lend(owner, ttl_s)
             generation = self._generation
         if stream is None:
             self._begin_creation(generation)
@@ -191,9 +203,10 @@ class SnapshotStore:
         self._check_process()
         with self._lock:
             self._check_open()
-            share = self._find_share(stream)
+            share = self._shares.find(stream)
             owed = share.stream()
-            unpinned = self._settle(share)
+            self._shares.settle(share)
+            unpinned = self._unused(share.pin)
         if owed is not None:
             owed.close()
         if unpinned is not None:
@@ -215,7 +228,7 @@ class SnapshotStore:
             pin = self._pin
             if pin is None or pin.meta.index > index:
                 return False
-            streams = _streams_of(self._shares_in(pin))
+            streams = self._shares.streams(pin)
             self._unpin(State.EMPTY)
         for stream in streams:
             stream.revoke(
@@ -234,7 +247,7 @@ class SnapshotStore:
         with self._lock:
             if self._state is State.CLOSED:
                 return
-            streams = _streams_of(self._shares)
+            streams = self._shares.streams()
             unpinned = self._unpin(State.CLOSED)
         for stream in streams:
             stream.close(StoreClosed("the store that lent the snapshot was closed"))
@@ -256,9 +269,7 @@ class SnapshotStore:
         if not self._is_creating(generation):
             return
         try:
-            # Looked up before: it is pinned at some moment of the call.
-            pinned_s = self._clock.monotonic()
-            pin = Pin(*self._raft.capture(self._kv.snapshot), pinned_s)
+            pin = Pin.capture(self._kv, self._raft, self._clock)
         except BaseException as error:
             logger.warning("creating a snapshot failed; the next get_snap tries again", exc_info=error)
             self._give_up(generation, error)
@@ -295,6 +306,26 @@ class SnapshotStore:
         if unpinned is not None:
             unpinned.close()
 
+    # What ends a share: its stream was closed, or its time is up.
+
+    def _release(self, share: Share) -> None:
+        """Take `share` back from a stream that its holder closed."""
+        with self._lock:
+            unpinned = self._unused(share.pin) if self._shares.settle(share) else None
+        if unpinned is not None:
+            unpinned.close()
+
+    def _lapse(self, share: Share) -> None:
+        """The time of a lease is up; a share that is strict holds nothing from now on."""
+        with self._lock:
+            if share not in self._shares.holding(self._pin):
+                return
+            share.revoked = share.strict
+            unpinned = self._unused(share.pin)
+        share.tell_overdue()
+        if unpinned is not None:
+            unpinned.close()
+
     # Decisions, under the lock.
 
     def _move(self, state: State) -> None:
@@ -308,41 +339,22 @@ class SnapshotStore:
         pin, self._pin = self._pin, None
         return pin
 
-    def _lend(self) -> SnapshotStream:
+    def _lend(self, owner: str | None, ttl_s: float | None) -> SnapshotStream:
         pin = self._pin
         if pin is None:
             raise self._refusal("one is being created")
+        if len(self._shares.holding(pin)) >= (self._streams_max if pin.imaged else 1):
+            raise self._refusal(f"snapshot {pin.meta.index} is in use")
+        stream = self._shares.lend(pin, owner, ttl_s)
         if self._state is State.READY:
             self._move(State.IN_USE)
-        elif not pin.imaged or len(self._shares_in(pin)) >= self._streams_max:
-            raise self._refusal(f"snapshot {pin.meta.index} is in use")
-        share, stream = pin.lend(self._clock, self._release)
-        self._shares.append(share)
         return stream
 
-    def _find_share(self, stream: SnapshotStream | None) -> Share:
-        for share in self._shares:
-            if stream is None or share.stream() is stream:
-                return share
-        which = "no snapshot" if stream is None else f"{stream!r}"
-        raise SnapshotNotInUse(f"{which} is in use here; was it released already?")
-
-    def _settle(self, share: Share) -> Pin | None:
-        """Strike `share` off; if it was the last one in the pin, return the pin, to be closed."""
-        self._shares.remove(share)
-        if share.pin is not self._pin or self._shares_in(share.pin):
+    def _unused(self, pin: Pin) -> Pin | None:
+        """If nobody holds `pin` any more, move on without it and return it, to be closed."""
+        if pin is not self._pin or self._shares.holding(pin):
             return None
         return self._unpin(State.EMPTY)
-
-    def _shares_in(self, pin: Pin) -> list[Share]:
-        return [share for share in self._shares if share.pin is pin]
-
-    def _release(self, share: Share) -> None:
-        """Take `share` back from a stream that its holder closed; locks, unlike the others here."""
-        with self._lock:
-            unpinned = self._settle(share) if share in self._shares else None
-        if unpinned is not None:
-            unpinned.close()
 
     def _refusal(self, words: str) -> SnapshotTemporarilyUnavailable:
         if self._last_error is not None:
@@ -367,8 +379,3 @@ class SnapshotStore:
         pin = self._pin
         index = "" if pin is None else f" index={pin.meta.index}"
         return f"<SnapshotStore {self._state.value}{index} owed={len(self._shares)}>"
-
-
-def _streams_of(shares: list[Share]) -> list[SnapshotStream]:
-    # One that is being finalised just now is missing: it closes itself.
-    return [stream for share in shares if (stream := share.stream()) is not None]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +23,13 @@ from snapstore.manifest import MANIFEST_SIZE_MAX, Manifest, digest_text
 from snapstore.meta import SnapshotMeta
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from typing_extensions import Self
 
     from snapstore._fastpipe import Progress
+    from snapstore.leases import FileLease
     from snapstore.protocols import Writer
 
 
@@ -80,11 +84,19 @@ def find_saved(directory: int, path: Path, index: int) -> SavedSnapshot | None:
     return None if status is None else _describe(directory, path, index, status)
 
 
-def open_stored(directory: int, path: Path, index: int, *, from_disk: bool = False) -> StoredSnapshot:
-    """Open the snapshot of `index`, at `path`, leased; SnapshotNotFound where there is none.
+def open_stored(
+    directory: int,
+    path: Path,
+    index: int,
+    *,
+    from_disk: bool = False,
+    lend: Callable[[int, SavedSnapshot], FileLease] | None = None,
+) -> StoredSnapshot:
+    """Open the snapshot of `index`, at `path`, locked; SnapshotNotFound where there is none.
 
     `from_disk` is for those who verify: what they read then passes the page cache by, and a manifest
-    that cannot be read now is an OSError, and no problem of the snapshot.
+    that cannot be read now is an OSError, and no problem of the snapshot. `lend` makes the lease
+    of who is to hold it, from its descriptor; without, it is for a moment, and nobody's but ours.
     """
     missing = SnapshotNotFound(f"no snapshot of index {index} in {path.parent}")
     try:
@@ -94,18 +106,22 @@ def open_stored(directory: int, path: Path, index: int, *, from_disk: bool = Fal
     except OSError as error:
         error.filename = str(path)
         raise
-    try:
-        if not _lease(fd):
+    with ExitStack() as undo:
+        undo.callback(os.close, fd)
+        if not _lock(fd):
             raise missing
         if from_disk:
             disk.drop_cache(fd)
-        return StoredSnapshot(_describe(directory, path, index, os.fstat(fd), from_disk=from_disk), fd)
-    except BaseException:
-        os.close(fd)
-        raise
+        saved = _describe(directory, path, index, os.fstat(fd), from_disk=from_disk)
+        lease = None if lend is None else lend(fd, saved)
+        if lease is not None:
+            undo.callback(lease.end)
+        stored = StoredSnapshot(saved, fd, lease)
+        undo.pop_all()
+    return stored
 
 
-def _lease(fd: int) -> bool:
+def _lock(fd: int) -> bool:
     """Keep every purge off; False where one was quicker."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -155,13 +171,17 @@ def _read_manifest(directory: int, index: int, from_disk: bool) -> Manifest:
 class StoredSnapshot:
     """A snapshot opened for reading: leased, so that no purge takes it away, until `close`.
 
-    It is an `ImagedSnapshot`: `SnapshotStream(stored.meta, stored)` sends it on to another node.
+    It is an `ImagedSnapshot`: `SnapshotStream(stored.meta, stored)` sends it on to another node. One that
+    is dropped unclosed emits a ResourceWarning, which says who took it and where, and is closed.
     """
 
-    def __init__(self, saved: SavedSnapshot, fd: int) -> None:
+    def __init__(self, saved: SavedSnapshot, fd: int, lease: FileLease | None = None) -> None:
         self.saved = saved
         self.meta = saved.meta
         self.path = saved.path
+        #: Who holds it, until when; once that is over, the bytes stay readable here, and the name may go.
+        self.lease = lease
+        self._pid = os.getpid()
         self._image = _fastpipe.Image(fd, saved.size)
 
     @property
@@ -206,12 +226,24 @@ class StoredSnapshot:
     def close(self) -> None:
         """Give the lease back. May come twice, from any thread."""
         self._image.close()
+        if self.lease is not None:
+            self.lease.end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not hasattr(self, "_image"):  # The constructor failed.
+            return
+        try:
+            if not self._image.closed and self._pid == os.getpid():
+                holder = "" if self.lease is None else f", held by {self.lease.holder}"
+                warnings.warn(f"unclosed {self!r}{holder}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._image.closed else "leased"

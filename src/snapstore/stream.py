@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
     from snapstore._fastpipe import Chunk, Image, PipeReader, PipeWriter, Progress
+    from snapstore.lease import Lease
     from snapstore.protocols import Snapshot
 
 
@@ -39,9 +40,10 @@ class SnapshotStream:
     Reading a closed stream raises the reason it was closed for: the error given to `close`, or
     `PipeClosed`. What the KV raises while it writes its snapshot out comes out of the read.
 
-    A stream that is dropped unclosed emits a ResourceWarning and closes. That happens in a
-    finalizer, so at any moment in any thread: a snapshot whose `close` takes locks may offer
-    `close_later()`, which is called instead and must take none.
+    A stream that is dropped unclosed emits a ResourceWarning and closes; where its snapshot has a
+    `lease`, the warning says who took it and where. That happens in a finalizer, so at any moment in any
+    thread: a snapshot whose `close` takes locks may offer `close_later()`, which is called instead and
+    must take none.
 
     In a forked child reading raises `ForkedProcess`, and closing does nothing: all is the parent's.
     """
@@ -229,7 +231,9 @@ class SnapshotStream:
         if getattr(self, "_released", True) or self._pid != os.getpid():
             return
         try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            lease: Lease | None = getattr(self._snapshot, "lease", None)
+            holder = "" if lease is None else f", held by {lease.holder}"
+            warnings.warn(f"unclosed {self!r}{holder}", ResourceWarning, stacklevel=2, source=self)
         finally:
             self._end(None, getattr(self._snapshot, "close_later", self._snapshot.close))
 

@@ -23,6 +23,8 @@ from snapstore.transfer import OUTCOMES, Direction, State, Transfer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from snapstore.lease import Lease
+
 logger = logging.getLogger("snapstore.transfers")
 
 #: How many ended transfers are remembered: more than a screen shows, less than a storm of offers brings.
@@ -35,6 +37,9 @@ class PinHolder(Protocol):
     @property
     def pinned_age_s(self) -> float | None:
         """How long it has held its snapshot, in seconds; None without one."""
+
+    def leases(self) -> list[Lease]:
+        """Return the leases that keep its snapshot pinned; all cost the same, which is the pin's."""
 
 
 class TransferRegistry:
@@ -113,6 +118,20 @@ class TransferRegistry:
         with self._lock:
             holders = list(self._pin_holders)
         return max((holder.pinned_age_s or 0.0 for holder in holders), default=0.0)
+
+    def leases(self) -> list[Lease]:
+        """Return what keeps snapshots pinned."""
+        return [lease for leases in self._pin_leases() for lease in leases]
+
+    @property
+    def pinned_bytes(self) -> int:
+        """What the KVs cannot use again for pins that are lent, in bytes, as far as they tell."""
+        return sum(leases[0].bytes_held or 0 for leases in self._pin_leases() if leases)
+
+    def _pin_leases(self) -> list[list[Lease]]:
+        with self._lock:
+            holders = list(self._pin_holders)
+        return [holder.leases() for holder in holders]
 
     def in_flight(self) -> dict[Direction, int]:
         """Return how many are under way."""

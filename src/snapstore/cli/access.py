@@ -40,7 +40,8 @@ def client_of(args: argparse.Namespace, cluster: str = "") -> SnapshotClient:
         cluster=cluster,
         # No raft log waits behind it: while bytes get through, an operator decides when it is enough.
         retry=RetryPolicy(attempts_max=args.attempts, elapsed_s_max=math.inf),
-        throttle=args.rate,
+        # What moves no bytes has no rate.
+        throttle=getattr(args, "rate", None),
         tls=_tls(args, client_context),
         token=token_of(args),
         token_in_clear=args.token_in_clear,

@@ -359,6 +359,9 @@ COMMANDS: tuple[Command, ...] = (
                 help=f"seconds between two looks (default: {TOP_INTERVAL_S:g})",
             ),
             _argument("--count", metavar="N", type=parse_count, help="end after so many looks"),
+            _argument(
+                "--leases", action="store_true", help="show who holds which snapshot, and what it costs"
+            ),
             _ATTEMPTS,
             *_ACCESS,
             _TOKEN_IN_CLEAR,

@@ -1,4 +1,4 @@
-"""The command that watches a server's transfers: `snapstore top URL`.
+"""The command that watches a server's transfers, or who holds what: `snapstore top URL`.
 
 It shows what the server says, and works nothing out but how it looks. What comes from a peer may be
 anything: it is shown as far as it is text and numbers.
@@ -28,21 +28,26 @@ _CELL_LENGTH_MAX = 48
 
 COLUMNS = ("INDEX", "WAY", "PEER", "STATE", "BYTES", "TOTAL", "RATE", "LEFT", "ERROR")
 
+LEASE_COLUMNS = ("INDEX", "KIND", "OWNER", "STATE", "HELD", "LEFT", "COST", "TAKEN AT")
+
 _UNDER_WAY = ("offered", "moving", "settling")
 
 
 def top(args: argparse.Namespace, screen: Screen) -> int:
     """Show the transfers again and again, until Ctrl-C or `--count`; in JSON once."""
     client = client_of(args)
+    kind = "leases" if args.leases else "transfers"
+    look = client.list_leases if args.leases else client.list_transfers
+    rows = lease_rows_of if args.leases else rows_of
     if args.json:
-        screen.result({"transfers": [*client.list_transfers(args.url)]}, "")
+        screen.result({kind: [*look(args.url)]}, "")
         return ExitCode.DONE
     pause = threading.Event()  # Never set: to wait on it is a sleep that Ctrl-C ends.
     looks = 0
-    with screen.live(COLUMNS) as show:
+    with screen.live(LEASE_COLUMNS if args.leases else COLUMNS) as show:
         try:
             while True:
-                show(rows_of(client.list_transfers(args.url)))
+                show(rows(look(args.url)))
                 looks += 1
                 if looks == args.count:
                     return ExitCode.DONE
@@ -51,11 +56,31 @@ def top(args: argparse.Namespace, screen: Screen) -> int:
             return ExitCode.DONE
 
 
-def rows_of(transfers: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def rows_of(transfers: Sequence[dict[str, Any]], /) -> list[tuple[str, ...]]:
     """Return what is shown of `transfers`: all under way, and the last few that have ended."""
     live = [entry for entry in transfers if entry.get("state") in _UNDER_WAY]
     ended = [entry for entry in transfers if entry.get("state") not in _UNDER_WAY]
     return [_row(entry) for entry in live + ended[:ENDED_SHOWN_MAX]]
+
+
+def lease_rows_of(leases: Sequence[dict[str, Any]], /) -> list[tuple[str, ...]]:
+    """Return what is shown of `leases`: all."""
+    return [_lease_row(entry) for entry in leases]
+
+
+def _lease_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    held_s, left_s, cost = (_number(entry.get(name)) for name in ("age_s", "left_s", "bytes_held"))
+    place = entry.get("taken_at")
+    return (
+        _text(entry.get("index")),
+        _text(entry.get("kind")),
+        _text(entry.get("owner")),
+        "overdue" if entry.get("overdue") is True else "held",
+        "-" if held_s is None else f"{held_s:.0f} s",
+        "-" if left_s is None else f"{left_s:.0f} s",
+        "-" if cost is None else format_size(cost),
+        _text(place.rpartition("/")[2] if isinstance(place, str) else None),  # Without its directory.
+    )
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import threading
 import warnings
@@ -24,9 +25,9 @@ import lmdb
 from snapstore._fastpipe import Image
 from snapstore.errors import ForkedProcess, PipeClosed, SnapshotTemporarilyUnavailable
 from snapstore.kv.lmdb_file import META_PAGES, META_SIZE_MAX, DataMeta
+from snapstore.kv.lmdb_freelist import pages_waiting_for
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable
 
     from typing_extensions import Self
@@ -102,13 +103,29 @@ class LmdbSnapshot:
 
     @property
     def pages_held(self) -> int:
-        """How many pages the data file has grown by since the pin, which kept old ones from being
-        reused; 0 once closed. What a long pin costs, for operators; in units of the page size."""
+        """How many free pages LMDB keeps for the pin, and could use for the next write if it ended; 0 once
+        closed. What a long pin costs, for operators; in units of the page size.
+
+        Reads some pages of the freelist, in a short read transaction of its own; raises what `snapshot`
+        does where there can be none.
+        """
         with self._lock:
             if self._closed:
                 return 0
-            last_page: int = self._env.info()["last_pgno"]
-        return max(0, last_page - self._meta.last_page)
+            fd = os.dup(self._fd)
+        try:
+            size = META_PAGES * self._meta.page_size
+            with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as metas:
+                txn, meta = _begin_with_meta(self._env, metas)
+            with txn:
+                return pages_waiting_for(fd, meta, self.txnid)
+        finally:
+            os.close(fd)
+
+    @property
+    def bytes_held(self) -> int:
+        """What `pages_held` is in bytes."""
+        return self.pages_held * self._meta.page_size
 
     def image(self) -> Image:
         """Return the image; the same object at each call, closed by `close`. Keep the snapshot with it:
@@ -167,7 +184,7 @@ class LmdbSnapshot:
             return
         self._warned = True
         logger.warning(
-            "LMDB transaction %d was pinned for %.0f s; the data file grew by %d pages meanwhile",
+            "LMDB transaction %d was pinned for %.0f s; %d free pages could not be used meanwhile",
             self.txnid,
             age_s,
             self.pages_held,
@@ -216,13 +233,23 @@ def pin(env: lmdb.Environment, fd: int, metas: mmap.mmap, monotonic: Callable[[]
     which LMDB takes the reader's slot, while after it any number of commits may come before ours again.
     """
     _clear_dead_readers(env)
+    txn, meta = _begin_with_meta(env, metas)
+    try:
+        return LmdbSnapshot(env, txn, meta, fd, monotonic)
+    except BaseException:
+        txn.abort()
+        raise
+
+
+def _begin_with_meta(env: lmdb.Environment, metas: mmap.mmap) -> tuple[lmdb.Transaction[bytes], DataMeta]:
+    """Begin a read transaction whose meta page was read; SnapshotTemporarilyUnavailable where none can be."""
     for _attempt in range(PIN_ATTEMPTS_MAX):
         pages = _read_metas(metas)
         txn = _begin(env)
         try:
             meta = _meta_of(pages, txn.id())
             if meta is not None:
-                return LmdbSnapshot(env, txn, meta, fd, monotonic)
+                return txn, meta
         except BaseException:
             txn.abort()
             raise

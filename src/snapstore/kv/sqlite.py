@@ -155,6 +155,12 @@ class SqliteSnapshot:
         except FileNotFoundError:
             return 0
 
+    @property
+    def bytes_held(self) -> int:
+        """By how much the WAL has grown since the pin, in bytes: nothing of that can be moved before its
+        end. 0 once closed."""
+        return max(0, self.wal_bytes - self._wal_bytes_at_pin) if self._pin is not None else 0
+
     def image(self) -> Image:
         """Return the image, the same object each time; this snapshot's `close` closes it.
 

@@ -8,7 +8,8 @@ direction are moved by the C core without the GIL, so that no event loop in the 
     GET  /v1/snapshots/{index}            the raw image, with Range
     GET  /v1/snapshots/{index}/manifest   its manifest
     GET  /healthz                         "ok"
-    GET  /metrics, /v1/transfers          for operators, see scrape.py
+    GET  /metrics, /v1/transfers,
+         /v1/leases                       for operators, see scrape.py
     (routes)                              what a part above answers, see routes.py
 """
 
@@ -210,7 +211,7 @@ class Connection:
             raise PeerRejected(HTTPStatus.NOT_FOUND, "snapshots are named by their index in decimal digits")
         try:
             # Not verified here: the receiver does, against the manifest, as it writes.
-            stored = self._directory.open(index, verify=False)
+            stored = self._directory.open(index, verify=False, owner=self._peer)
         except SnapshotNotFound as error:
             raise PeerRejected(HTTPStatus.NOT_FOUND, str(error)) from error
         with stored:

@@ -196,6 +196,10 @@ class SnapshotClient:
         """Return the peer's transfers, as `Transfer.to_json`: those under way, then the last that ended."""
         return self._list(url, "transfers")
 
+    def list_leases(self, url: str) -> Sequence[dict[str, Any]]:
+        """Return what the peer holds, as `Lease.to_json`: pins, then stored snapshots."""
+        return self._list(url, "leases")
+
     def fetch(
         self,
         url: str,

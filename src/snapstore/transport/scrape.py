@@ -1,4 +1,4 @@
-"""What a server tells of itself to operators: the answers to GET /metrics and GET /v1/transfers.
+"""What a server tells of itself to operators: the answers to GET /metrics, /v1/transfers, /v1/leases.
 
 The names and units of the metrics are the field's, and a promise: dashboards know them. It must not know
 sockets or heads; each answer is a route, behind the token like every other.
@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from snapstore.errors import PeerRejected
+from snapstore.lease import Kind
 from snapstore.metrics import CONTENT_TYPE, Page
 from snapstore.wire import to_json
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snapstore.directory import SnapshotDir
+    from snapstore.lease import Lease
     from snapstore.transfers import TransferRegistry
     from snapstore.transport.routes import Exchange, Route
 
@@ -26,12 +28,18 @@ def scrape_routes(directory: SnapshotDir, registry: TransferRegistry) -> dict[st
     return {
         "/metrics": _route("/metrics", CONTENT_TYPE, lambda: metrics_page(directory, registry)),
         "/v1/transfers": _route("/v1/transfers", "application/json", lambda: transfers_list(registry)),
+        "/v1/leases": _route("/v1/leases", "application/json", lambda: leases_list(directory, registry)),
     }
 
 
 def transfers_list(registry: TransferRegistry) -> bytes:
     """Return the transfers under way and the last ones that have ended, in JSON."""
     return to_json({"transfers": [transfer.to_json() for transfer in registry.transfers()]})
+
+
+def leases_list(directory: SnapshotDir, registry: TransferRegistry) -> bytes:
+    """Return what is held, pins first, the oldest of each first, in JSON."""
+    return to_json({"leases": [lease.to_json() for lease in _leases(directory, registry)]})
 
 
 def metrics_page(directory: SnapshotDir, registry: TransferRegistry) -> bytes:
@@ -60,8 +68,28 @@ def metrics_page(directory: SnapshotDir, registry: TransferRegistry) -> bytes:
         "How long the oldest snapshot has been pinned in the store; 0 where none is.",
         [({}, registry.pinned_age_s)],
     )
+    page.gauge(
+        "snapstore_pinned_bytes",
+        "What the KV cannot use again while its snapshot is lent, as far as it tells.",
+        [({}, registry.pinned_bytes)],
+    )
+    _write_leases(page, _leases(directory, registry))
     _write_directory(page, directory)
     return page.encode()
+
+
+def _leases(directory: SnapshotDir, registry: TransferRegistry) -> list[Lease]:
+    return [*registry.leases(), *directory.leases()]
+
+
+def _write_leases(page: Page, leases: list[Lease]) -> None:
+    for name, words, counted in (
+        ("snapstore_leases", "Snapshots held.", leases),
+        ("snapstore_leases_overdue", "Those whose time is up.", [it for it in leases if it.overdue]),
+    ):
+        page.gauge(
+            name, words, [({"kind": kind.value}, sum(it.kind is kind for it in counted)) for kind in Kind]
+        )
 
 
 def _write_directory(page: Page, directory: SnapshotDir) -> None:

@@ -1,0 +1,112 @@
+"""What a pinned LMDB transaction costs, held against the oracle that walks the whole file."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+import pytest
+
+from lmdb_oracle import Oracle, expected_image
+from snapstore.errors import SnapshotCorrupt
+from snapstore.kv.lmdb import LmdbKV
+from snapstore.kv.lmdb_file import HEADER_SIZES, DataMeta
+from snapstore.kv.lmdb_freelist import pages_waiting_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from snapstore.kv.lmdb import LmdbSnapshot
+
+MAP_SIZE = 1 << 28
+PAGE_SIZE = 4096
+
+try:
+    lmdb.version(lib_version=1)
+    FORMATS: list[dict[str, Any]] = [{"lib_version": 0}, {"lib_version": 1}]
+except (TypeError, lmdb.Error):
+    FORMATS = [{}]
+
+
+def written(kv: LmdbKV, count: int, *, transactions: int = 1) -> None:
+    """Overwrite `count` of 2,000 records in each transaction; values of all lengths up to two pages."""
+    choose = random.Random(count)
+    for _ in range(transactions):
+        with kv.env.begin(write=True) as txn:
+            for _ in range(count):
+                txn.put(b"%08d" % choose.randrange(2000), choose.randbytes(choose.randrange(2 * PAGE_SIZE)))
+
+
+def oracle_of(path: Path, snapshot: LmdbSnapshot) -> Oracle:
+    """The whole file as of `snapshot`, the newest: nobody may write meanwhile."""
+    metas = bytearray(2 * PAGE_SIZE)
+    snapshot.image().readinto(metas, 0)
+    version = DataMeta.parse(bytes(metas[:256])).version
+    data = (path / "data.mdb").read_bytes()
+    return expected_image(data, bytes(metas), header_size=HEADER_SIZES[version], txnid=snapshot.txnid)
+
+
+@pytest.mark.parametrize("options", FORMATS, ids=str)
+def test_a_pin_costs_the_pages_that_the_next_writer_could_use(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with LmdbKV(tmp_path, map_size=MAP_SIZE, sync=False, **options) as kv:
+        written(kv, 900, transactions=3)  # Its records lie on pages of their own.
+        with kv.snapshot() as older:
+            written(kv, 2, transactions=40)
+            with kv.snapshot() as snapshot:
+                assert snapshot.pages_held == 0
+                written(kv, 900)
+                written(kv, 2, transactions=150)  # Enough records for a freelist with branches.
+                with kv.snapshot() as now:
+                    freed = oracle_of(tmp_path, now).freed
+                    for pin in (older, snapshot, now):
+                        waiting = sum(freed[txnid] for txnid in range(pin.txnid, now.txnid))
+                        assert pin.pages_held == waiting
+                    assert len(freed) > 150
+                    assert min(freed[snapshot.txnid], freed[now.txnid]) > 0, "the ends say nothing"
+                assert snapshot.bytes_held == snapshot.pages_held * PAGE_SIZE > 0
+        assert (snapshot.pages_held, snapshot.bytes_held) == (0, 0)
+
+
+def test_what_a_pin_costs_is_there_for_the_next_writer_when_it_ends(tmp_path: Path) -> None:
+    with LmdbKV(tmp_path, map_size=MAP_SIZE, sync=False) as kv:
+        written(kv, 900, transactions=3)
+        snapshot = kv.snapshot()
+        written(kv, 900, transactions=3)
+        cost, last_page = snapshot.pages_held, kv.env.info()["last_pgno"]
+        snapshot.close()
+        with kv.env.begin(write=True) as txn:  # One page for each value, and some for the tree.
+            for number in range(cost // 2):
+                txn.put(b"new %d" % number, bytes(PAGE_SIZE - 100))
+        assert cost > 1000
+        assert kv.env.info()["last_pgno"] == last_page
+
+
+def test_a_freelist_that_contradicts_itself_is_an_error(tmp_path: Path) -> None:
+    with LmdbKV(tmp_path, map_size=MAP_SIZE) as kv:
+        written(kv, 100, transactions=3)
+    with open(tmp_path / "data.mdb", "r+b") as data:
+        pages = data.read(2 * PAGE_SIZE)
+        meta = max((DataMeta.parse(pages[at:]) for at in (0, PAGE_SIZE)), key=lambda meta: meta.txnid)
+        assert pages_waiting_for(data.fileno(), meta, 0) > 0
+        root = int.from_bytes(meta.free_db[40:], "little")
+        for number in (0, 1, 2**40, 2**64 - 2):  # A meta page; beyond the file; beyond all files.
+            broken = replace(meta, free_db=meta.free_db[:40] + number.to_bytes(8, "little"))
+            with pytest.raises(SnapshotCorrupt):
+                pages_waiting_for(data.fileno(), broken, 0)
+        size = meta.header_size
+        for at, value in ((size - 6, 0x01), (size - 6, 0x04), (size - 4, 0xFFFF), (size, 0xFFFF)):
+            data.seek(root * PAGE_SIZE + at)
+            whole = data.read(2)
+            data.seek(root * PAGE_SIZE + at)
+            data.write(value.to_bytes(2, "little"))
+            data.flush()
+            with pytest.raises(SnapshotCorrupt):
+                pages_waiting_for(data.fileno(), meta, 0)
+            data.seek(root * PAGE_SIZE + at)
+            data.write(whole)
+            data.flush()
+        assert pages_waiting_for(data.fileno(), meta, 0) > 0
