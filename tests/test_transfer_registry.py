@@ -23,7 +23,15 @@ from nodes import (
 )
 from snapstore import SnapshotStore
 from snapstore._fastpipe import Progress, digest
-from snapstore.errors import PeerRejected, PipeClosed, SnapshotTemporarilyUnavailable
+from snapstore.errors import (
+    NoRoom,
+    PeerRejected,
+    PeerUnreachable,
+    PipeClosed,
+    SnapshotBusy,
+    SnapshotExists,
+    SnapshotTemporarilyUnavailable,
+)
 from snapstore.retry import RetryPolicy
 from snapstore.stream import SnapshotStream
 from snapstore.testing import FakeClock
@@ -65,7 +73,7 @@ def watch(registry, total=1000):
     return registry.watch(Direction.OUT, "http://peer:1", 7, total=total)
 
 
-def ended_with(registry, error, moved=0):
+def ended_with(registry, error, moved=0, *, cancelled=False):
     """A transfer that ended so."""
     ended = []
 
@@ -74,6 +82,8 @@ def ended_with(registry, error, moved=0):
             ended.append(transfer)
             if moved:
                 move(transfer, moved)
+            if cancelled:
+                transfer.progress.cancel()
             raise error
 
     with pytest.raises(type(error)):
@@ -154,6 +164,11 @@ def test_a_progress_that_was_used_before_counts_from_where_it_stands(registry):
         (OSError(5, "Input/output error"), 0, State.FAILED),
         (PipeClosed("cancelled"), 5, State.CANCELLED),
         (KeyboardInterrupt(), 5, State.CANCELLED),
+        (SnapshotExists("it is here"), 0, State.EXISTED),
+        (SnapshotExists("another one was quicker"), 5, State.EXISTED),
+        (SnapshotBusy("it is being saved"), 0, State.REFUSED),
+        (NoRoom("it is full"), 0, State.REFUSED),
+        (NoRoom("it is full"), 5, State.FAILED),
     ],
 )
 def test_how_it_ended_is_told_by_the_error(registry, error, moved, state):
@@ -166,6 +181,19 @@ def test_a_save_that_was_cancelled_is_no_refusal(registry):
     refusal = PeerRejected(503, "closing")
     refusal.__cause__ = PipeClosed("the transfer was cancelled")
     assert ended_with(registry, refusal).state is State.CANCELLED
+
+
+def test_who_waits_for_a_peer_and_is_cancelled_did_not_fail(registry):
+    """No bytes move there to be cancelled: the line is cut, and says only that it broke."""
+    transfer = ended_with(registry, PeerUnreachable("the line broke"), cancelled=True)
+    assert transfer.state is State.CANCELLED
+
+
+@pytest.mark.parametrize("told", [NoRoom("it filled up"), PeerRejected(507, "it filled up")])
+def test_a_disk_that_fills_up_under_a_save_has_cancelled_nothing(registry, told):
+    """Where the size is not known, the save is ended by its progress."""
+    told.__cause__ = NoRoom("it filled up") if isinstance(told, PeerRejected) else PipeClosed("cancelled")
+    assert ended_with(registry, told, moved=5, cancelled=True).state is State.FAILED
 
 
 def test_of_a_long_error_the_beginning_is_kept(registry):
@@ -218,6 +246,18 @@ def test_on_change_may_ask_the_registry_and_may_fail(caplog):
         pass
     assert seen == [(State.OFFERED, 1), (State.DONE, 1)]
     assert [record.message for record in caplog.records] == ["on_change failed; the transfer goes on"] * 2
+
+
+def test_ctrl_c_as_it_begins_is_its_end(registry):
+    def interrupt(transfer):
+        if transfer.state is State.OFFERED:
+            raise KeyboardInterrupt
+
+    registry = TransferRegistry(on_change=interrupt)
+    with pytest.raises(KeyboardInterrupt), watch(registry):
+        pytest.fail("it was interrupted")
+    assert [it.state for it in registry.transfers()] == [State.CANCELLED]
+    assert registry.in_flight() == {Direction.IN: 0, Direction.OUT: 0}
 
 
 # The log.

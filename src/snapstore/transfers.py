@@ -92,9 +92,10 @@ class TransferRegistry:
             started_s=time.time(),
             monotonic=self._monotonic,
         )
-        with self._lock:
-            self._live.append(transfer)
         try:
+            # Within `try`: whatever comes now, Ctrl-C too, is an end.
+            with self._lock:
+                self._live.append(transfer)
             self._tell("begins", transfer)
             yield transfer
         except BaseException as error:
@@ -135,7 +136,7 @@ class TransferRegistry:
     def _settle(self, transfer: Transfer, error: BaseException | None) -> None:
         with self._lock:
             last = transfer.end(error)
-            self._live.remove(transfer)
+            self._live = [other for other in self._live if other is not transfer]
             self._ended.append(transfer)
             self._ended_bytes[transfer.direction] += transfer.moved
         self._seconds[transfer.direction, last.state].observe(last.elapsed_s)
