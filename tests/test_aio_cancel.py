@@ -162,7 +162,10 @@ def test_a_handshake_that_does_not_end_holds_no_task(node):
     run(main)
 
 
-def test_a_wait_between_two_attempts_ends_with_the_task():
+@pytest.mark.parametrize(
+    "call", [lambda client, url: client.fetch(url, 7, None), lambda client, url: client.list(url)]
+)
+def test_a_wait_between_two_attempts_ends_with_the_task(call):
     async def main(loop):
         waiting = asyncio.Event()
         slept = threading.Event()
@@ -174,10 +177,10 @@ def test_a_wait_between_two_attempts_ends_with_the_task():
         busy = b"HTTP/1.1 503 x\r\nContent-Length: 2\r\nRetry-After: 1000\r\nConnection: close\r\n\r\n{}"
         client = WatchedClient(retry=RetryPolicy(sleep=sleep, elapsed_s_max=10000.0))
         with Impostor(saying(busy)) as peer:
-            listing = asyncio.ensure_future(AsyncClient(client).fetch(peer.url, 7, None))
+            calling = asyncio.ensure_future(call(AsyncClient(client), peer.url))
             await waiting.wait()
-            listing.cancel()
-            await cancelled(listing)
+            calling.cancel()
+            await cancelled(calling)
             assert WatchedClient.inside == 0
 
     run(main)
@@ -239,6 +242,34 @@ def test_what_was_opened_for_a_loop_that_is_no_more_is_closed(tmp_path, caplog):
     assert [record.message.split("\n")[0] for record in caplog.records] == [
         "Task was destroyed but it is pending!"
     ]
+
+
+def test_what_was_opened_for_a_coroutine_that_was_closed_is_closed(tmp_path):
+    """It cannot wait for its thread, whose result nobody takes any more."""
+
+    async def main(loop):
+        opening = opened(directory, 1).__aenter__()
+        opening.send(None)
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        opening.close()
+        go_on.set()
+        while directory.purge(keep=1) != [1]:
+            await asyncio.sleep(0)
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def then():
+        begun.set()
+        assert go_on.wait(WAIT_S)
+
+    with HookedDir(tmp_path / "hooked", chunk_size=UNIT) as directory:
+        directory.save_from(CONTENT, 1)
+        directory.save_from(CONTENT, 2)
+        directory.then = lambda: None
+        directory.verify(2)
+        directory.then = then
+        run(main)
 
 
 def test_a_block_that_is_left_by_cancellation_gives_the_lease_back(directory):

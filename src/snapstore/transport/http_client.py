@@ -199,10 +199,12 @@ class SnapshotClient:
                 urgent=urgent,
             )
 
-    def list(self, url: str) -> list[dict[str, Any]]:
-        """Return what the peer has stored: index, term, size, digest and problem of each."""
+    def list(self, url: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """Return what the peer has stored: index, term, size, digest and problem of each.
 
-        return [*self._list(url, "snapshots")]
+        To cancel `progress` ends the waits between two attempts.
+        """
+        return [*self._list(url, "snapshots", progress)]
 
     def list_transfers(self, url: str) -> Sequence[dict[str, Any]]:
         """Return the peer's transfers, as `Transfer.to_json`: those under way, then the last that ended."""
@@ -342,13 +344,13 @@ class SnapshotClient:
 
     # Requests without a body of ours.
 
-    def _list(self, url: str, kind: str) -> Sequence[dict[str, Any]]:
+    def _list(self, url: str, kind: str, progress: Progress | None = None) -> Sequence[dict[str, Any]]:
         def attempt() -> Any:
             with self._dialer.connected(url) as (sock, address), naming(url):
                 head = self._request(sock, address, "GET", f"/v1/{kind}")
                 return self._answers.read_json(sock, head).get(kind)
 
-        listed = self.retry.run(attempt, _fastpipe.Progress(), f"the list of {url}")
+        listed = self.retry.run(attempt, progress or _fastpipe.Progress(), f"the list of {url}")
         if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             raise TransportError(f"{url} did not answer with a list of {kind}")
         return listed
