@@ -85,7 +85,8 @@ class Look(NamedTuple):
 class Transfer:
     """A snapshot on its way, or what came of it. Every property may be read from any thread.
 
-    `peer` is its URL, or what the log calls it; `total` is in bytes, None where only the end tells;
+    `peer` is its URL, or what the log calls it; `index` is 0 until it is known, where only the other side
+    knows it; `total` is in bytes, None where only the end tells;
     `started_s` is in seconds of the epoch. `bytes` is how far the attempt has come, with what was kept of
     an earlier one. `rate` is that of the last `RATE_WINDOW_S` or since the look before, whichever is
     longer, and of the whole when it has ended. `stalled` means that nothing has moved for
