@@ -132,6 +132,7 @@ def test_stalled_is_what_does_not_move_and_what_moves_again_is_not(registry, tim
         time.now_s += STALLED_AFTER_S
         assert transfer.stalled
         move(transfer, 999)
+        assert transfer.state is State.SETTLING
         time.now_s += 100 * STALLED_AFTER_S
         assert not transfer.stalled  # An fsync of gigabytes, which has a deadline of its own.
 
