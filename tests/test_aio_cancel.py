@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 import threading
 
 import pytest
 
 from nodes import CONTENT, UNIT, WAIT_S, Impostor, endless, read_head, saying, wait_until, written
 from snapstore import _fastpipe
-from snapstore.aio import AsyncClient, opened, save_from
+from snapstore.aio import AsyncClient, _awaited, opened, save_from
 from snapstore.directory import SnapshotDir
 from snapstore.retry import RetryPolicy
+from snapstore.transport.severance import Severance
 from tasks_at_work import Gate, WatchedClient, cancelled, run
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
@@ -186,6 +188,16 @@ def test_a_wait_between_two_attempts_ends_with_the_task(call):
     run(main)
 
 
+def test_a_call_that_was_cut_makes_no_line_any_more():
+    severance, (ours, theirs) = Severance(), socket.socketpair()
+    with ours, theirs:
+        with severance.over(ours):
+            severance.sever()
+            assert theirs.recv(1) == b""
+        with pytest.raises(ConnectionAbortedError), severance.over(theirs):
+            pytest.fail("it was cut")
+
+
 class HookedDir(SnapshotDir):
     """Calls `then` when a snapshot is open, before anybody has it."""
 
@@ -248,7 +260,7 @@ def test_what_was_opened_for_a_coroutine_that_was_closed_is_closed(tmp_path):
     """It cannot wait for its thread, whose result nobody takes any more."""
 
     async def main(loop):
-        opening = opened(directory, 1).__aenter__()
+        opening = _awaited(lambda: directory.open(1), lambda: None, undo=lambda stored: stored.close())
         opening.send(None)
         while not begun.is_set():
             await asyncio.sleep(0)

@@ -78,7 +78,8 @@ def test_those_at_once_and_those_begun_before_are_told_apart(registry, exporter,
     from snapstore.tracing import TransferSpans
 
     with registry.watch(Direction.IN, "a", 1), registry.watch(Direction.IN, "b", 2):
-        TransferSpans(registry, tracer)  # Late: it has seen none of them begin.
+        late = TransferSpans(registry, tracer)  # It has seen none of them begin.
+    assert not late._spans
     ended = [
         (span.attributes["snapstore.peer"], span.attributes["snapstore.state"])
         for span in exporter.get_finished_spans()
