@@ -45,9 +45,9 @@ class WatchedClient(SnapshotClient):
         with self._entered():
             return super().fetch(*arguments, **options)
 
-    def list(self, url):
+    def list(self, *arguments, **options):
         with self._entered():
-            return super().list(url)
+            return super().list(*arguments, **options)
 
 
 class Gate:

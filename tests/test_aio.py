@@ -159,10 +159,33 @@ def test_a_thread_that_cannot_be_had_is_an_error_and_later_calls_work(directory,
         raise RuntimeError("can't start new thread")
 
     async def main(loop):
+        progress = _fastpipe.Progress()
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
             with pytest.raises(RuntimeError, match="thread"):
-                await save_from(directory, CONTENT, 7)
-        assert (await save_from(directory, CONTENT, 7)).index == 7
+                await save_from(directory, CONTENT, 7, progress=progress)
+        assert (await save_from(directory, CONTENT, 7, progress=progress)).index == 7
 
     run(main)
+
+
+def test_ctrl_c_while_a_thread_begins_is_raised_and_ends_what_began(directory, monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    async def main(loop):
+        gate, progress = Gate(), _fastpipe.Progress()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                await save_from(directory, gate.reader(), 7, progress=progress)
+        assert progress.cancelled
+        gate.open.set()
+        saves = [save_from(directory, CONTENT, index) for index in range(8, 40)]
+        assert len(await asyncio.gather(*saves)) == 32
+
+    run(main)
+    assert _THREADS._count == 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 import threading
 
 import pytest
 
 from nodes import CONTENT, UNIT, WAIT_S, Impostor, endless, read_head, saying, wait_until, written
 from snapstore import _fastpipe
-from snapstore.aio import AsyncClient, opened, save_from
+from snapstore.aio import AsyncClient, _awaited, opened, save_from
 from snapstore.directory import SnapshotDir
 from snapstore.retry import RetryPolicy
+from snapstore.transport.severance import Severance
 from tasks_at_work import Gate, WatchedClient, cancelled, run
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
@@ -162,7 +164,10 @@ def test_a_handshake_that_does_not_end_holds_no_task(node):
     run(main)
 
 
-def test_a_wait_between_two_attempts_ends_with_the_task():
+@pytest.mark.parametrize(
+    "call", [lambda client, url: client.fetch(url, 7, None), lambda client, url: client.list(url)]
+)
+def test_a_wait_between_two_attempts_ends_with_the_task(call):
     async def main(loop):
         waiting = asyncio.Event()
         slept = threading.Event()
@@ -174,13 +179,23 @@ def test_a_wait_between_two_attempts_ends_with_the_task():
         busy = b"HTTP/1.1 503 x\r\nContent-Length: 2\r\nRetry-After: 1000\r\nConnection: close\r\n\r\n{}"
         client = WatchedClient(retry=RetryPolicy(sleep=sleep, elapsed_s_max=10000.0))
         with Impostor(saying(busy)) as peer:
-            listing = asyncio.ensure_future(AsyncClient(client).fetch(peer.url, 7, None))
+            calling = asyncio.ensure_future(call(AsyncClient(client), peer.url))
             await waiting.wait()
-            listing.cancel()
-            await cancelled(listing)
+            calling.cancel()
+            await cancelled(calling)
             assert WatchedClient.inside == 0
 
     run(main)
+
+
+def test_a_call_that_was_cut_makes_no_line_any_more():
+    severance, (ours, theirs) = Severance(), socket.socketpair()
+    with ours, theirs:
+        with severance.over(ours):
+            severance.sever()
+            assert theirs.recv(1) == b""
+        with pytest.raises(ConnectionAbortedError), severance.over(theirs):
+            pytest.fail("it was cut")
 
 
 class HookedDir(SnapshotDir):
@@ -239,6 +254,34 @@ def test_what_was_opened_for_a_loop_that_is_no_more_is_closed(tmp_path, caplog):
     assert [record.message.split("\n")[0] for record in caplog.records] == [
         "Task was destroyed but it is pending!"
     ]
+
+
+def test_what_was_opened_for_a_coroutine_that_was_closed_is_closed(tmp_path):
+    """It cannot wait for its thread, whose result nobody takes any more."""
+
+    async def main(loop):
+        opening = _awaited(lambda: directory.open(1), lambda: None, undo=lambda stored: stored.close())
+        opening.send(None)
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        opening.close()
+        go_on.set()
+        while directory.purge(keep=1) != [1]:
+            await asyncio.sleep(0)
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def then():
+        begun.set()
+        assert go_on.wait(WAIT_S)
+
+    with HookedDir(tmp_path / "hooked", chunk_size=UNIT) as directory:
+        directory.save_from(CONTENT, 1)
+        directory.save_from(CONTENT, 2)
+        directory.then = lambda: None
+        directory.verify(2)
+        directory.then = then
+        run(main)
 
 
 def test_a_block_that_is_left_by_cancellation_gives_the_lease_back(directory):

@@ -21,6 +21,7 @@ from snapstore.archive.layout import PART_SIZE_MIN, inventory_name
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PipeClosed, SnapshotCorrupt, SnapshotExists, SnapshotNotFound
 from snapstore.meta import SnapshotMeta
+from snapstore.transfer import Direction, State
 
 
 @pytest.fixture
@@ -46,6 +47,25 @@ def test_what_is_pushed_is_listed_and_pulled_with_its_meta(server, tmp_path, tar
         assert saved.manifest == snapshot.saved.manifest
     assert target.verify(7).meta == META
     assert saved.path.read_bytes() == CONTENT
+
+
+def test_pushes_and_pulls_are_seen(server, tmp_path, target):
+    archive = archive_on(server)
+    with stored(tmp_path / "d") as snapshot:
+        for _ in range(2):
+            archive.push(snapshot)
+    archive.pull(None, target)
+    with pytest.raises(SnapshotExists):
+        archive.pull(7, target)
+    with pytest.raises(SnapshotNotFound):
+        archive.pull(8, target)
+    missing, had, pulled, again, pushed = archive.registry.transfers()
+    assert {it.peer for it in archive.registry.transfers()} == {server.url}
+    assert [it.direction for it in (pulled, again, pushed)] == [Direction.IN, Direction.OUT, Direction.OUT]
+    for done in (pulled, pushed):
+        assert (done.state, done.index, done.bytes, done.total) == (State.DONE, 7, *[len(CONTENT)] * 2)
+    assert [(it.state, it.index, it.bytes) for it in (again, had)] == [(State.EXISTED, 7, 0)] * 2
+    assert (missing.state, missing.index, missing.total) == (State.FAILED, 8, None)
 
 
 def test_parts_come_first_and_the_inventory_is_the_last(server, tmp_path):

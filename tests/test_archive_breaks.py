@@ -152,7 +152,9 @@ def test_a_pull_goes_on_behind_what_was_verified(tmp_path, target, at_once, faul
         assert no_archive_thread()
         server.fault = lambda request: None
         server.forget()
-        assert archive_on(server).pull(7, target).path.read_bytes() == CONTENT
+        archive = archive_on(server)
+        assert archive.pull(7, target).path.read_bytes() == CONTENT
+        assert [it.bytes for it in archive.registry.transfers()] == [len(CONTENT)]
         asked = [name for name in gets(server.requests) if name.startswith("part-")]
     # What was in the pipe when the line broke is lost, and it holds less than a part.
     assert asked in (PARTS[2:], PARTS[3:])
@@ -167,7 +169,9 @@ def test_what_rotted_between_two_pulls_is_asked_for_again(tmp_path, target, at_o
             file.write(bytes([CONTENT[0] ^ 1]))
         server.fault = lambda request: None
         server.forget()
-        assert archive_on(server).pull(7, target).path.read_bytes() == CONTENT
+        archive = archive_on(server)
+        assert archive.pull(7, target).path.read_bytes() == CONTENT
+        assert [it.bytes for it in archive.registry.transfers()] == [len(CONTENT)]
         assert "part-00000" in gets(server.requests)
 
 

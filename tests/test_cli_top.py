@@ -86,12 +86,19 @@ def test_a_server_that_is_gone_is_an_error(follower):
     assert snapstore("top", follower.url, "--attempts", 1)[0] == ExitCode.PEER
 
 
+def test_that_a_server_does_not_answer_is_said_while_it_is_tried_again(follower):
+    follower.server.close()
+    code, out, err = snapstore("top", follower.url, "--attempts", 2)
+    assert (code, out) == (ExitCode.PEER, "")
+    assert err.count(" goes on in ") == 1
+
+
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "3601", "soon"])
 def test_an_interval_is_seconds(interval):
     assert snapstore("top", "http://127.0.0.1:1", "--interval", interval)[0] == ExitCode.USAGE
 
 
-@pytest.mark.parametrize("bad", [None, [], {}, "\x1b[2J\n" * 100, -1, True, 10**400, float("nan")])
+@pytest.mark.parametrize("bad", [None, [], {}, "\x1b[2J\n" * 100, -1, True, 10**400, 1e300, float("nan")])
 def test_whatever_a_peer_says_is_shown_as_text(bad):
     names = ("direction", "peer", "index", "bytes", "total", "rate", "eta_s", "stalled", "state", "error")
     (row,) = rows_of([dict.fromkeys(names, bad)])
@@ -100,6 +107,15 @@ def test_whatever_a_peer_says_is_shown_as_text(bad):
     (lease_row,) = lease_rows_of([dict.fromkeys(names, bad)])
     assert len(lease_row) == len(LEASE_COLUMNS)
     assert all(cell.isprintable() and cell.isascii() and 0 < len(cell) < 60 for cell in row + lease_row)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "shown"),
+    [(0.2, "0 s"), (59.4, "59 s"), (60, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")],
+)
+def test_the_time_left_is_read_at_a_glance(left_s, shown):
+    (row,) = rows_of([{"state": "moving", "eta_s": left_s}])
+    assert row[COLUMNS.index("LEFT")] == shown
 
 
 def test_all_under_way_are_shown_and_of_the_ended_the_last_few():

@@ -7,6 +7,8 @@ from etcd_server import EtcdServer, digest, nothing_left, pull, refused, sent
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotCorrupt, SnapshotExists
 from snapstore.etcd.pull import EtcdClient
+from snapstore.transfer import Direction, State
+from snapstore.transfers import TransferRegistry
 
 DATABASE = store(7)
 
@@ -25,6 +27,24 @@ def test_what_is_stored_is_not_fetched_again(directory):
             client.pull(directory)
         assert refusal.value.path == directory.get_snap_file_path(7)
         assert server.called.count("Snapshot") == 1
+
+
+def test_pulls_are_seen(directory):
+    registry, total = TransferRegistry(), len(DATABASE) + 32
+    # The status says 3: writes went on until the snapshot was taken.
+    with EtcdServer(lambda *_: sent(DATABASE), revision=3) as server:
+        client = EtcdClient(server.url, registry=registry)
+        client.pull(directory)
+        with pytest.raises(SnapshotExists):
+            client.pull(directory)
+    torn = EtcdServer(lambda *_: sent(DATABASE, trailer=bytes(32)), revision=9)
+    with torn as server, pytest.raises(SnapshotCorrupt):
+        EtcdClient(server.url, registry=registry).pull(directory)
+    broken, had, done = registry.transfers()
+    assert {it.direction for it in (broken, had, done)} == {Direction.IN}
+    assert (done.state, done.index, done.bytes, done.total) == (State.DONE, 7, total, total)
+    assert (had.state, had.index, had.moved, had.peer) == (State.EXISTED, 7, total, done.peer)
+    assert (broken.state, broken.index, broken.peer) == (State.FAILED, 9, server.url)
 
 
 def test_what_turns_out_to_be_stored_is_kept(directory):

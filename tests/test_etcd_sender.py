@@ -1,5 +1,6 @@
 """Sent on as a leader sends: the bytes of the request, and each answer to them."""
 
+import asyncio
 import http.client
 import io
 import socket
@@ -7,15 +8,17 @@ import socket
 import pytest
 
 import etcd_peers as etcd
-from etcd_peers import DB, META, SENDER, Member
+from etcd_peers import CLUSTER, DB, META, SENDER, Member
 from etcd_sending import LARGE, Stored, message_of, send
 from nodes import ImagedSnapshot, Impostor, read_head
+from snapstore.aio import AsyncClient
 from snapstore.errors import PeerRejected, PeerUnreachable, TransportError
 from snapstore.etcd import messages
 from snapstore.stream import SnapshotStream
 from snapstore.transfer import Direction, State
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 from snapstore.transport.patience import Deadlines
+from tasks_at_work import cancelled, run
 
 #: The least patience that a connection to nobody can end within.
 SHORT_S = 0.15
@@ -70,6 +73,37 @@ def test_a_stored_snapshot_reaches_a_member_as_a_leader_s_would(member, stored):
     assert member.bytes_of(META.index) == DB
     assert member.directory.stat(META.index).meta == META
     assert member.heard == [(META.index, SENDER, 2)]
+
+
+def test_awaited_it_reaches_a_member_too(member, stored):
+    async def main(loop):
+        client = AsyncClient(SnapshotClient())
+        await client.send_etcd(member.url, stored(), message_of(), cluster_id=CLUSTER)
+
+    run(main)
+    assert member.bytes_of(META.index) == DB
+
+
+def test_awaited_it_ends_with_its_task_while_a_member_says_nothing(stored):
+    async def main(loop):
+        heard = asyncio.Event()
+
+        def behave(connection):
+            answering(b"")(connection)
+            loop.call_soon_threadsafe(heard.set)
+            connection.recv(1)
+
+        client = SnapshotClient()
+        with Impostor(behave) as peer:
+            sending = asyncio.ensure_future(
+                AsyncClient(client).send_etcd(peer.url, stored(), message_of(), cluster_id=CLUSTER)
+            )
+            await heard.wait()
+            sending.cancel()
+            await cancelled(sending)
+        assert [it.state for it in client.registry.transfers()] == [State.CANCELLED]
+
+    run(main)
 
 
 def test_it_is_seen_on_both_sides(member, stored):

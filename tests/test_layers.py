@@ -16,7 +16,7 @@ ROOT = Path(snapstore.__file__).parent
 LAYERS = (
     ("errors", "meta", "protocols", "outcomes"),
     ("clock", "disk", "wire", "_fastpipe", "manifest", "retry", "room", "metrics", "lease"),
-    ("counts", "transfer", "transfers"),
+    ("counts", "transfer", "transfers", "tracing"),
     ("kv", "stream", "source", "leases", "stored", "share", "capture", "pacing"),
     ("broken", "poison", "retention", "reception"),
     ("shelf", "housekeeping", "claims", "directory"),
@@ -96,6 +96,7 @@ def test_importing_the_package_pulls_in_no_store_and_no_extra():
         "google",
         "grpc",
         "obstore",
+        "opentelemetry",
     } & set(loaded)
 
 

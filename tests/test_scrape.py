@@ -7,14 +7,16 @@ import os
 
 import pytest
 
+from cutting_line import CuttingLine
 from exposition import parse
-from nodes import CONTENT, META, RawPeer, push, written
+from nodes import CONTENT, META, UNIT, ImagedSnapshot, RawPeer, push, wait_until, written
 from snapstore.directory import SnapshotDir
 from snapstore.disk import snapshot_name, temp_name
-from snapstore.errors import PeerRejected, SnapshotCorrupt, SnapshotTruncated
+from snapstore.errors import PeerRejected, PeerUnreachable, SnapshotCorrupt, SnapshotTruncated
 from snapstore.metrics import CONTENT_TYPE, Counter, Histogram, Page
 from snapstore.reception import partial_name
-from snapstore.transfer import Direction
+from snapstore.stream import SnapshotStream
+from snapstore.transfer import Direction, State
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 
 TOKEN = "a-token-of-sixteen"
@@ -163,6 +165,24 @@ def test_wrong_bytes_are_counted_and_missing_ones_are_not(tmp_path):
             directory.verify(1)
         assert directory.counts.digest_failures.value == 2
         assert directory.counts.fsync.read()[0][-1] == 1
+
+
+def test_what_was_kept_of_another_leaders_pin_is_no_wrong_digest(follower, tmp_path):
+    (tmp_path / "image").write_bytes(CONTENT)
+    (tmp_path / "other").write_bytes(os.urandom(len(CONTENT)))
+    with CuttingLine(follower.url) as line:
+        line.cut_after(2 * UNIT)
+        with (
+            SnapshotStream(META, ImagedSnapshot(tmp_path / "image")) as stream,
+            pytest.raises(PeerUnreachable),
+        ):
+            SnapshotClient().send_snapshot(line.url, stream, chunk_size=UNIT)
+    wait_until(lambda: not follower.server.registry.in_flight()[Direction.IN])
+    with SnapshotStream(META, ImagedSnapshot(tmp_path / "other")) as stream:
+        SnapshotClient().send_snapshot(follower.url, stream, chunk_size=UNIT)
+    states = [transfer.state for transfer in follower.server.registry.transfers()]
+    assert states == [State.DONE, State.FAILED, State.FAILED]  # The second one found what was kept.
+    assert follower.directory.counts.digest_failures.value == 0
 
 
 # The routes.

@@ -206,30 +206,38 @@ def test_one_of_an_authority_that_only_the_peers_trust_is_taken(tmp_path, author
         assert shown_by(follower.url, trusting) == own(renewed)
 
 
-def for_clients_only(path):
-    """A certificate that signs itself and serves nobody, with its key, in one file."""
+def for_clients_only(place, days):
+    """Put a certificate into place that signs itself and serves nobody, good until in so many days."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.datetime.now(datetime.timezone.utc)
+    begin, end = now - datetime.timedelta(days=10), now + datetime.timedelta(days=days)
     signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        x509.CertificateBuilder(name, name, key.public_key(), 1, begin, end)
         .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
         .sign(key, hashes.SHA256())
     )
     pem = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + key.private_bytes(*pem))
-    return path
+    place.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    place.key.write_bytes(key.private_bytes(*pem))
 
 
-def test_one_that_is_for_clients_only_is_taken_by_a_client(tmp_path, place):
+def test_one_that_is_for_clients_only_is_taken_by_a_client(place):
     tls = ReloadingContext(client_context, *place.files)
-    both = for_clients_only(tmp_path / "both.pem")
-    os.replace(shutil.copyfile(both, tmp_path / "key.new"), place.key)
-    os.replace(both, place.cert)
+    for_clients_only(place, days=1)
     tls.reload()  # ValueError, where it is judged as a server's.
+
+
+def test_an_expired_one_that_is_for_clients_only_is_not(place):
+    tls = ReloadingContext(client_context, *place.files)
+    before = tls.current()
+    for_clients_only(place, days=-1)
+    with pytest.raises(ValueError, match="certificate has expired"):
+        tls.reload()
+    assert tls.current() is before
 
 
 def test_the_first_files_have_to_be_good(place):

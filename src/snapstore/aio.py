@@ -86,9 +86,25 @@ class AsyncClient:
 
         return await self._call(fetch, progress)
 
+    async def send_etcd(
+        self,
+        url: str,
+        source: StoredSnapshot | SnapshotStream,
+        message: Any,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> None:
+        """Send a database to an etcd member, as `SnapshotClient.send_etcd`, which has the `options`."""
+
+        def send(client: SnapshotClient, watched: Progress) -> None:
+            client.send_etcd(url, source, message, progress=watched, **options)
+
+        await self._call(send, progress)
+
     async def list(self, url: str) -> list[dict[str, Any]]:
         """Return what the peer has stored, as `SnapshotClient.list`."""
-        return await self._call(lambda client, _: client.list(url), None)
+        return await self._call(lambda client, watched: client.list(url, progress=watched), None)
 
     async def _call(self, call: Callable[[SnapshotClient, Progress], T], progress: Progress | None) -> T:
         # A thread that waits for a peer's word looks at no progress: its line is cut as well.
@@ -146,7 +162,10 @@ class _Threads:
         self._count = 0
 
     def run(self, task: Callable[[], None]) -> None:
-        """Run `task`, which raises nothing, on one of them. Never blocks; RuntimeError without a thread."""
+        """Run `task`, which raises nothing, on one of them. Never blocks.
+
+        RuntimeError where there is no thread and none can be had: `withdraw` the task then.
+        """
         with self._lock:
             self._waiting.append(task)
             if self._count == THREADS_MAX:
@@ -154,14 +173,12 @@ class _Threads:
             self._count += 1
         try:
             threading.Thread(target=self._work, name="snapstore-aio", daemon=True).start()
-        except BaseException:
+        except Exception:  # Not Ctrl-C: then there is a thread, and `start` waited for its first word.
             with self._lock:
                 self._count -= 1
-                withdrawn = self._count == 0 and task in self._waiting
-                if withdrawn:
-                    self._waiting.remove(task)
-            if withdrawn:
-                raise  # Else one of the others will come to it.
+                if self._count:
+                    return  # One of the others will come to it.
+            raise
 
     def withdraw(self, task: Callable[[], None]) -> bool:
         """Take back a task that no thread has begun; False where one has."""
@@ -196,6 +213,7 @@ class _Call(Generic[T]):
         self._done = asyncio.Event()
         self._results: list[T] = []
         self._error: BaseException | None = None
+        self._abandoned = False
 
     def run(self) -> None:
         try:
@@ -203,9 +221,14 @@ class _Call(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - whatever it was, the task has to hear of it.
             self._error = error
         try:
-            self._loop.call_soon_threadsafe(self._done.set)
+            self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:  # The loop was closed, without a look at its tasks.
-            self.drop()
+            self._drop()
+
+    def _end(self) -> None:
+        self._done.set()
+        if self._abandoned:
+            self._drop()
 
     async def done(self) -> None:
         await self._done.wait()
@@ -225,8 +248,13 @@ class _Call(Generic[T]):
         finally:
             self._error = None  # Its traceback holds this frame.
 
-    def drop(self) -> None:
-        """Undo what the call gave to nobody."""
+    def abandon(self) -> None:
+        """Let nobody have the result, now or when there is one: it is undone."""
+        self._abandoned = True
+        if self._done.is_set():
+            self._drop()
+
+    def _drop(self) -> None:
         while self._results:
             result = self._results.pop()
             if self._undo is not None:
@@ -238,15 +266,15 @@ async def _awaited(
 ) -> T:
     """Return or raise what `work` does on a thread. When the task is cancelled, `cancel` has to end it."""
     call = _Call(work, undo)
-    _THREADS.run(call.run)
     try:
+        _THREADS.run(call.run)
         await call.done()
     except BaseException as error:
         if not _THREADS.withdraw(call.run):
             cancel()
-            # A coroutine that is closed, since its loop is no more, cannot wait.
+            # A coroutine that is closed cannot wait.
             if isinstance(error, asyncio.CancelledError):
                 await call.let_go()
-                call.drop()
+            call.abandon()
         raise
     return call.result()

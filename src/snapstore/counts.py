@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from snapstore.errors import SnapshotCorrupt, SnapshotTruncated
+from snapstore.errors import KeptPrefixWrong, SnapshotCorrupt, SnapshotTruncated
 from snapstore.metrics import FSYNC_BOUNDS_S, Counter, Histogram
 
 
@@ -22,10 +22,14 @@ class DirectoryCounts:
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Count the bytes that are found to be wrong inside; a source that ended early is no such case."""
+        """Count the bytes that are found to be wrong inside.
+
+        A source that ended early is no such case, nor is what an earlier attempt kept of another
+        leader's snapshot: its bytes were right, and are not wanted any more.
+        """
         try:
             yield
-        except SnapshotTruncated:
+        except (SnapshotTruncated, KeptPrefixWrong):
             raise
         except SnapshotCorrupt:
             self.digest_failures.add()

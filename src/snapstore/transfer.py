@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from snapstore.errors import PeerRejected, PipeClosed, StoreClosed
+from snapstore.errors import NoRoom, PeerRejected, PipeClosed, SnapshotBusy, SnapshotExists, StoreClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class State(enum.Enum):
     #: All bytes have moved: fsync, and the node's own step.
     SETTLING = "settling"
     DONE = "done"
-    #: Done without a byte: the other side had it.
+    #: Whoever was to have it had it already.
     EXISTED = "existed"
     #: Somebody said no before a byte moved.
     REFUSED = "refused"
@@ -62,6 +62,12 @@ class State(enum.Enum):
 
 #: How a transfer ends: the values of the label `outcome`.
 OUTCOMES = (State.DONE, State.EXISTED, State.REFUSED, State.CANCELLED, State.FAILED)
+
+#: Who raises these ended it on this side.
+_CANCELLATIONS = (PipeClosed, StoreClosed, KeyboardInterrupt)
+
+#: Before a byte these are a no: a peer's, or what this node would tell a peer that asks.
+_REFUSALS = (PeerRejected, SnapshotBusy, NoRoom)
 
 
 class Look(NamedTuple):
@@ -79,7 +85,8 @@ class Look(NamedTuple):
 class Transfer:
     """A snapshot on its way, or what came of it. Every property may be read from any thread.
 
-    `peer` is its URL, or what the log calls it; `total` is in bytes, None where only the end tells;
+    `peer` is its URL, or what the log calls it; `index` is 0 until it is known, where only the other side
+    knows it; `total` is in bytes, None where only the end tells;
     `started_s` is in seconds of the epoch. `bytes` is how far the attempt has come, with what was kept of
     an earlier one. `rate` is that of the last `RATE_WINDOW_S` or since the look before, whichever is
     longer, and of the whole when it has ended. `stalled` means that nothing has moved for
@@ -215,11 +222,16 @@ class Transfer:
     def _outcome(self, error: BaseException | None) -> State:
         if error is None:
             return State.EXISTED if self.existed else State.DONE
-        # What a peer is told of a cancelled save is a refusal; what happened stands behind it.
-        for cause in (error, error.__cause__):
-            if isinstance(cause, (PipeClosed, StoreClosed, KeyboardInterrupt)):
-                return State.CANCELLED
-        return State.REFUSED if isinstance(error, PeerRejected) and not self._moved else State.FAILED
+        # What a peer is told of a cancelled save is a refusal, and who waits for a peer and is cancelled
+        # finds a broken line: what happened stands behind it, or in the progress.
+        causes = (error, error.__cause__)
+        ended_here = self.progress.cancelled or any(isinstance(cause, _CANCELLATIONS) for cause in causes)
+        # The disk that fills up ends a save of unknown size in the same way, and is nobody's wish.
+        if ended_here and not any(isinstance(cause, NoRoom) for cause in causes):
+            return State.CANCELLED
+        if isinstance(error, SnapshotExists):
+            return State.EXISTED
+        return State.REFUSED if isinstance(error, _REFUSALS) and not self._moved else State.FAILED
 
     def __repr__(self) -> str:
         look = self.look()

@@ -59,7 +59,7 @@ class TransferRegistry:
     ) -> None:
         if ended_max < 0:
             raise ValueError(f"ended_max is 0 or more, not {ended_max}")
-        self._on_change = on_change
+        self._listeners: tuple[Callable[[Transfer], object], ...] = (on_change,) if on_change else ()
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._live: list[Transfer] = []
@@ -73,6 +73,11 @@ class TransferRegistry:
         """Return those under way, then those that have ended; the youngest of each first."""
         with self._lock:
             return [*reversed(self._live), *reversed(self._ended)]
+
+    def tell(self, listener: Callable[[Transfer], object]) -> None:
+        """From now on call `listener` as `on_change` is called. One that fails keeps none from the others."""
+        with self._lock:
+            self._listeners += (listener,)
 
     @contextmanager
     def watch(
@@ -97,10 +102,11 @@ class TransferRegistry:
             started_s=time.time(),
             monotonic=self._monotonic,
         )
-        with self._lock:
-            self._live.append(transfer)
         try:
-            self._tell("begins", transfer)
+            # Within `try`: whatever comes now, Ctrl-C too, is an end.
+            with self._lock:
+                self._live.append(transfer)
+            self._report("begins", transfer)
             yield transfer
         except BaseException as error:
             self._settle(transfer, error)
@@ -154,22 +160,21 @@ class TransferRegistry:
     def _settle(self, transfer: Transfer, error: BaseException | None) -> None:
         with self._lock:
             last = transfer.end(error)
-            self._live.remove(transfer)
+            self._live = [other for other in self._live if other is not transfer]
             self._ended.append(transfer)
             self._ended_bytes[transfer.direction] += transfer.moved
         self._seconds[transfer.direction, last.state].observe(last.elapsed_s)
-        self._tell("ends", transfer)
+        self._report("ends", transfer)
 
-    def _tell(self, what: str, transfer: Transfer) -> None:
+    def _report(self, what: str, transfer: Transfer) -> None:
         if logger.isEnabledFor(logging.INFO):
             fields = transfer.to_json()
             logger.info("transfer %s %s", what, to_text(fields), extra=fields)
-        if self._on_change is None:
-            return
-        try:
-            self._on_change(transfer)
-        except Exception:
-            logger.exception("on_change failed; the transfer goes on")
+        for listener in self._listeners:
+            try:
+                listener(transfer)
+            except Exception:
+                logger.exception("on_change failed; the transfer goes on")
 
     def __repr__(self) -> str:
         return f"<TransferRegistry {len(self._live)} under way, {len(self._ended)} ended>"

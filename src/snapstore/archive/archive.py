@@ -28,6 +28,8 @@ from snapstore.archive.upload import sizes, upload
 from snapstore.errors import SnapshotBusy, SnapshotCorrupt, SnapshotExists, SnapshotNotFound
 from snapstore.manifest import digest_text
 from snapstore.meta import check_index
+from snapstore.transfer import Direction
+from snapstore.transfers import TransferRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,15 +80,22 @@ class Archive:
     that obstore made, of whatever kind. `endpoint` is the URL of a server that speaks S3 and is not
     AWS's. Credentials come from the environment, as for AWS's own tools. `part_size` in bytes: what a
     break can cost, and PARTS_AT_ONCE times that is a push's memory; it grows where a snapshot needs it.
+    `registry`, the node's, shows its pushes and pulls; None: one of its own.
 
     Raises ValueError for what is no archive's URL. Every call raises PeerRejected with the store's
     reason and what to do, PeerUnreachable where nobody answers, and TransportError without credentials.
     """
 
     def __init__(
-        self, url: str | Any, *, endpoint: str | None = None, part_size: int = PART_SIZE_DEFAULT
+        self,
+        url: str | Any,
+        *,
+        endpoint: str | None = None,
+        part_size: int = PART_SIZE_DEFAULT,
+        registry: TransferRegistry | None = None,
     ) -> None:
         self._url = check_url(url) if isinstance(url, str) else url
+        self.registry = registry or TransferRegistry()
         self._endpoint = endpoint
         self._part_size = part_size
 
@@ -103,9 +112,14 @@ class Archive:
         if manifest is None:
             raise SnapshotCorrupt(f"{stored.path}: {stored.saved.problem}")
         ours = Inventory(manifest, part_size_for(manifest.size, manifest.chunk_size, self._part_size))
-        bucket = self._open(ours.part_size, make=True)
-        with _naming(str(stored.path)):
-            return do(self._push(bucket, ours, stored, progress))
+        watched = self.registry.watch(
+            Direction.OUT, self._place, ours.index, total=manifest.size, progress=progress
+        )
+        with watched as transfer, _naming(str(stored.path)):
+            bucket = self._open(ours.part_size, make=True)
+            pushed = do(self._push(bucket, ours, stored, transfer.progress))
+            transfer.existed = pushed.existed
+            return pushed
 
     async def _push(
         self, bucket: Bucket, ours: Inventory, stored: StoredSnapshot, progress: Progress | None
@@ -128,8 +142,11 @@ class Archive:
         says, and what `SnapshotDir.save_from` raises; nothing is stored then. After a break, pull
         again: it goes on behind what was verified and kept.
         """
-        bucket = self._open(READ_SIZE_MAX)
-        return download(bucket, do(_find(bucket, index)), directory, progress)
+        with self.registry.watch(Direction.IN, self._place, index or 0, progress=progress) as transfer:
+            bucket = self._open(READ_SIZE_MAX)
+            inventory = do(_find(bucket, index))
+            transfer.index, transfer.total = inventory.index, inventory.manifest.size
+            return download(bucket, inventory, directory, transfer)
 
     def find(self, index: int | None) -> Inventory:
         """Return what the archive has under `index`, or the newest; raises as `pull` does."""
@@ -150,10 +167,15 @@ class Archive:
         sound = [found.index for found in do(_list(bucket)) if found.problem is None]
         return do(retention.purge(bucket, sound, keep))
 
+    @property
+    def _place(self) -> str:
+        return self._url if isinstance(self._url, str) else repr(self._url)
+
     def _open(self, request_size: int, *, make: bool = False) -> Bucket:
-        if not isinstance(self._url, str):
-            return Bucket(self._url, repr(self._url))
-        return Bucket(open_store(self._url, self._endpoint, request_size, make=make), self._url)
+        store = self._url
+        if isinstance(store, str):
+            store = open_store(store, self._endpoint, request_size, make=make)
+        return Bucket(store, self._place)
 
     def __repr__(self) -> str:
         return f"Archive({self._url!r})"

@@ -16,11 +16,12 @@ from snapstore.errors import SnapshotCorrupt
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from snapstore._fastpipe import PipeWriter, Progress
+    from snapstore._fastpipe import PipeWriter
     from snapstore.archive.bucket import Bucket
     from snapstore.archive.layout import Inventory, Read
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot
+    from snapstore.transfer import Transfer
 
 #: As many as parts in a push, for the same reason; each has `layout.READ_SIZE_MAX` bytes at most.
 READS_AT_ONCE = 4
@@ -31,7 +32,7 @@ _SLOTS = 4
 
 
 def download(
-    bucket: Bucket, inventory: Inventory, directory: SnapshotDir, progress: Progress | None
+    bucket: Bucket, inventory: Inventory, directory: SnapshotDir, transfer: Transfer
 ) -> SavedSnapshot:
     """Save the snapshot, behind what an earlier attempt kept of it; each chunk is compared.
 
@@ -45,12 +46,13 @@ def download(
         chunk_size=manifest.chunk_size,
         data_size=len(manifest.meta.data),
     ) as reception:
-        reception.check(manifest, progress)
+        reception.check(manifest, transfer.progress)
+        transfer.begin_attempt(reception.kept)
         reader, writer = _fastpipe.pipe(chunk_size=_SLOT_SIZE, chunks=_SLOTS)
         # The pipe's end first, on the way out: whoever waits for room in it is let go.
         with Errand(_fill(bucket, inventory, reception.kept, writer)), reader:
             try:
-                return reception.save(reader, manifest.meta, expected=manifest, progress=progress)
+                return reception.save(reader, manifest.meta, expected=manifest, progress=transfer.progress)
             except SnapshotCorrupt as error:
                 words = f"{bucket.place}, index {inventory.index}: {error}"
                 raise type(error)(words, error.chunk) from error

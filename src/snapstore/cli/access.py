@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from snapstore._fastpipe import Throttle
     from snapstore.transport.address import Address
     from snapstore.transport.tls import PemFile
 
@@ -31,17 +32,18 @@ _TLS_USAGE = "usage: --tls-cert FILE --tls-key FILE --tls-ca FILE"
 _TOKEN_USAGE = f"usage: --token-file FILE, or {TOKEN_VARIABLE} in the environment"
 
 
-def client_of(args: argparse.Namespace, cluster: str = "") -> SnapshotClient:
-    """Return a client for `args.url`, with what `args` say about attempts, the rate, TLS and token.
+def client_of(
+    args: argparse.Namespace, *, cluster: str = "", throttle: Throttle | None = None
+) -> SnapshotClient:
+    """Return a client for `args.url`, with what `args` say about attempts, TLS and token.
 
-    Raises UsageError.
+    `throttle` is for what it sends. Raises UsageError.
     """
     client = SnapshotClient(
         cluster=cluster,
         # No raft log waits behind it: while bytes get through, an operator decides when it is enough.
         retry=RetryPolicy(attempts_max=args.attempts, elapsed_s_max=math.inf),
-        # What moves no bytes has no rate.
-        throttle=getattr(args, "rate", None),
+        throttle=throttle,
         tls=_tls(args, client_context),
         token=token_of(args),
         token_in_clear=args.token_in_clear,

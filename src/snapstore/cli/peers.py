@@ -41,7 +41,7 @@ def serve(args: argparse.Namespace, screen: Screen) -> int:
         raise UsageError("etcd's members show no token: protect this by TLS", "usage: --tls-cert FILE ...")
     signals = _END_SIGNALS if tls is None else (*_END_SIGNALS, signal.SIGHUP)
     with (
-        _logged_to(screen),
+        logged_to(screen),
         _signals_held(signals),
         SnapshotDir(args.dir, throttle=args.rate_in) as directory,
         SnapshotServer(
@@ -87,9 +87,9 @@ def send(args: argparse.Namespace, screen: Screen) -> int:
     """Pin a store and send it; done when the peer has saved it for good."""
     from snapstore.cli.stores import pinned_stream
 
-    client = client_of(args, args.cluster)
+    client = client_of(args, cluster=args.cluster, throttle=args.rate)
     with (
-        _logged_to(screen),
+        logged_to(screen),
         pinned_stream(args.kv, SnapshotMeta(args.index, args.term)) as stream,
         transfer_bar(screen, f"send {args.index}", stream.size) as progress,
     ):
@@ -117,7 +117,7 @@ def fetch(args: argparse.Namespace, screen: Screen) -> int:
     if args.cacert or args.cert or args.key or args.user or args.password_file:
         raise UsageError("--cacert, --cert, --key and --user are for etcd", "usage: --tls-ca FILE ...")
     client = client_of(args)
-    with _logged_to(screen):
+    with logged_to(screen):
         sizes = {entry.get("index"): entry.get("size") for entry in client.list(args.url)}
         with (
             SnapshotDir(args.dir, throttle=args.rate) as directory,
@@ -139,7 +139,7 @@ def _signals_held(signals: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 @contextmanager
-def _logged_to(screen: Screen) -> Iterator[None]:
+def logged_to(screen: Screen) -> Iterator[None]:
     """Show the package's warnings as notes: refusals, peers that left, and when one is tried again."""
     handler = _NoteHandler(screen)
     logger = logging.getLogger("snapstore")

@@ -6,12 +6,12 @@ anything: it is shown as far as it is text and numbers.
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import TYPE_CHECKING, Any
 
 from snapstore.cli.access import client_of
 from snapstore.cli.exits import ExitCode
+from snapstore.cli.peers import logged_to
 from snapstore.cli.screen import format_size
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ ENDED_SHOWN_MAX = 10
 
 #: In characters: the longest URL that leaves room beside it.
 _CELL_LENGTH_MAX = 48
+
+#: No count of bytes, rate or time that is meant so is larger; what a peer says beyond is no number.
+_NUMBER_MAX = 2.0**63
 
 COLUMNS = ("INDEX", "WAY", "PEER", "STATE", "BYTES", "TOTAL", "RATE", "LEFT", "ERROR")
 
@@ -44,7 +47,9 @@ def top(args: argparse.Namespace, screen: Screen) -> int:
         return ExitCode.DONE
     pause = threading.Event()  # Never set: to wait on it is a sleep that Ctrl-C ends.
     looks = 0
-    with screen.live(LEASE_COLUMNS if args.leases else COLUMNS) as show:
+    columns = LEASE_COLUMNS if args.leases else COLUMNS
+    # The notes say that the server does not answer: what is shown is old then.
+    with logged_to(screen), screen.live(columns) as show:
         try:
             while True:
                 show(rows(look(args.url)))
@@ -94,7 +99,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         "-" if size is None else format_size(size),
         "-" if total is None else format_size(total),
         "-" if rate is None else f"{format_size(rate)}/s",
-        "-" if left_s is None else f"{left_s:.0f} s",
+        "-" if left_s is None else _time_left(left_s),
         _text(entry.get("error")),
     )
 
@@ -106,7 +111,14 @@ def _number(value: object) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if 0 <= number <= _NUMBER_MAX else None  # A NaN is neither.
+
+
+def _time_left(left_s: float) -> str:
+    if left_s < 60:
+        return f"{left_s:.0f} s"
+    minutes, seconds = divmod(round(left_s), 60)
+    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _text(value: object) -> str:

@@ -25,6 +25,8 @@ from snapstore.etcd.blobs import TRAILER_SIZE, Blobs
 from snapstore.etcd.dial import EtcdTls, RpcError, error_of, open_channel, parse_endpoint
 from snapstore.etcd.revision import read_revision
 from snapstore.meta import SnapshotMeta
+from snapstore.transfer import Direction
+from snapstore.transfers import TransferRegistry
 from snapstore.transport.patience import IDLE_TIMEOUT_S, RATE_MIN, check_rate
 from snapstore.transport.token import stays_here
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from snapstore._fastpipe import Image, Progress
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot
+    from snapstore.transfer import Transfer
 
 #: For calls that move no snapshot. etcd hashes a password for a tenth of a second, and has other work.
 CALL_TIMEOUT_S = 5.0
@@ -65,7 +68,8 @@ class EtcdClient:
     is one member's. `tls` makes the connection encrypted. `user` and `password` are for servers with
     authentication on; in the clear they go to this machine only, unless `password_in_clear` says that
     the network between keeps secrets. Timeouts in seconds; that of a pull, `idle_timeout_s`, follows
-    its progress, with at least `rate_min` bytes/s over that time.
+    its progress, with at least `rate_min` bytes/s over that time. `registry`, the node's, shows its pulls;
+    None: one of its own.
 
     Raises ValueError for what cannot be, and OSError for files of `tls` that cannot be read.
     """
@@ -81,6 +85,7 @@ class EtcdClient:
         call_timeout_s: float = CALL_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         rate_min: float = RATE_MIN,
+        registry: TransferRegistry | None = None,
     ) -> None:
         if min(call_timeout_s, idle_timeout_s) <= 0:
             raise ValueError("timeouts are above 0 seconds")
@@ -88,6 +93,7 @@ class EtcdClient:
         self.call_timeout_s = call_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self.rate_min = check_rate(rate_min)
+        self.registry = registry or TransferRegistry()
         self._address = parse_endpoint(endpoint)
         self._credentials = tls.credentials() if tls is not None else None
         if (user is None) is not (password is None):
@@ -120,26 +126,31 @@ class EtcdClient:
         where it does not speak as etcd does; and what `SnapshotDir.save_from` raises. After any error
         nothing is left. Nothing is resumed: the next pull is of another moment.
         """
-        with self._connected() as (channel, metadata):
-            self._refuse_stored(directory, self._status(channel, metadata).revision)
+        with (
+            self.registry.watch(Direction.IN, self.endpoint, 0, progress=progress) as transfer,
+            self._connected() as (channel, metadata),
+        ):
+            transfer.index = self._status(channel, metadata).revision
+            self._refuse_stored(directory, transfer.index)
             method: grpc.UnaryStreamMultiCallable[bytes, bytes]
             method = channel.unary_stream("/etcdserverpb.Maintenance/Snapshot")
             call = method(messages.encode(messages.SnapshotRequest()), metadata=metadata)
             with _Download(call, self.endpoint) as download:
-                return self._save(download, directory, progress)
+                return self._save(download, directory, transfer)
 
-    def _save(self, download: _Download, directory: SnapshotDir, progress: Progress | None) -> SavedSnapshot:
+    def _save(self, download: _Download, directory: SnapshotDir, transfer: Transfer) -> SavedSnapshot:
         def meta_of(image: Image) -> SnapshotMeta:
-            revision = read_revision(image, image.size - TRAILER_SIZE)
+            revision = transfer.index = read_revision(image, image.size - TRAILER_SIZE)
             directory.set_aside(revision, "etcd has a good one")  # A sound one is never touched.
             return SnapshotMeta(revision)
 
         try:
+            transfer.total = download.size(self.idle_timeout_s)
             return directory.save_from(
                 download.reader,
                 meta_of,
-                size=download.size(self.idle_timeout_s),
-                progress=progress,
+                size=transfer.total,
+                progress=transfer.progress,
                 idle_timeout_s=self.idle_timeout_s,
                 rate_min=self.rate_min,
             )

@@ -188,9 +188,12 @@ class SnapshotClient:
                 urgent=urgent,
             )
 
-    def list(self, url: str) -> list[dict[str, Any]]:
-        """Return what the peer has stored: index, term, size, digest and problem of each."""
-        return [*self._list(url, "snapshots")]
+    def list(self, url: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """Return what the peer has stored: index, term, size, digest and problem of each.
+
+        To cancel `progress` ends the waits between two attempts.
+        """
+        return [*self._list(url, "snapshots", progress)]
 
     def list_transfers(self, url: str) -> Sequence[dict[str, Any]]:
         """Return the peer's transfers, as `Transfer.to_json`: those under way, then the last that ended."""
@@ -228,9 +231,9 @@ class SnapshotClient:
                 passing=lambda error: is_passing(error) or isinstance(error, SnapshotTruncated),
             )
 
-    def _list(self, url: str, kind: str) -> Sequence[dict[str, Any]]:
+    def _list(self, url: str, kind: str, progress: Progress | None = None) -> Sequence[dict[str, Any]]:
         ask = partial(self._questions().list, url, kind)
-        return self.retry.run(ask, Progress(), f"the list of {url}")
+        return self.retry.run(ask, progress or Progress(), f"the list of {url}")
 
     def _questions(self) -> Questions:
         return Questions(self._dialer, self._answers, self.deadlines)

@@ -47,7 +47,7 @@ def metrics_page(directory: SnapshotDir, registry: TransferRegistry) -> bytes:
     page = Page()
     page.counter(
         "snapstore_transfer_bytes_total",
-        "Bytes of snapshots moved, all attempts together.",
+        "Bytes of snapshots moved, or compared where they were kept, all attempts together.",
         [({"direction": way.value}, count) for way, count in registry.moved().items()],
     )
     page.gauge(

@@ -78,7 +78,7 @@ class ReloadingContext:
     def _read(self) -> None:
         seen = self._look()
         context = self._make(*self._files)
-        _check_time(*self._files[:2])
+        _check_time(*self._files[:2], server_side=context.protocol == ssl.PROTOCOL_TLS_SERVER)
         self._context, self._seen, self._told = context, seen, ""
 
     def _look(self) -> list[tuple[int, int, int, int] | None]:
@@ -156,25 +156,29 @@ def _furnished(context: ssl.SSLContext, cert: PemFile, key: PemFile, ca: PemFile
     return context
 
 
-def _check_time(cert: PemFile, key: PemFile) -> None:
+def _check_time(cert: PemFile, key: PemFile, *, server_side: bool) -> None:
     """Raise ValueError where the certificate of a node is expired, or not valid yet.
 
     Python's ssl tells nobody the dates of a certificate of its own, so a peer that trusts this very
-    certificate shakes hands with it, in memory. What else it may say is for real peers to judge.
+    certificate shakes hands with it, in memory: from the other side, since one that may only be shown by
+    a client is refused of a server before anybody looks at its dates. What else the peer may say is for
+    real ones to judge.
     """
-    judge = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    judge.check_hostname = False
+    client, server = (ssl.SSLContext(role) for role in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER))
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    for side in (client, server):
+        side.load_cert_chain(cert, key)
+    judge = client if server_side else server
+    judge.verify_mode = ssl.CERT_REQUIRED
     judge.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     judge.load_verify_locations(cafile=cert)
-    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    shown.load_cert_chain(cert, key)
     here, there = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ours = judge.wrap_bio(here, there)
-    theirs = shown.wrap_bio(there, here, server_side=True)
+    asking, answering = client.wrap_bio(here, there), server.wrap_bio(there, here, server_side=True)
     try:
-        for side in (ours, theirs, ours):
+        for end in (asking, answering, asking, answering):
             with contextlib.suppress(ssl.SSLWantReadError):
-                side.do_handshake()
+                end.do_handshake()
     except ssl.SSLCertVerificationError as error:
         if error.verify_code in _TIME_ERRORS:
             raise ValueError(f"{os.fspath(cert)}: {words_of(error)}") from error
