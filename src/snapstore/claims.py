@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 class Claims(Housekeeping):
     """What `SnapshotDir` knows of an index before it saves it. From any thread."""
 
-    def __init__(self, path: str | os.PathLike[str], wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], wall_clock: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
         """Open `path`, as `Housekeeping` does."""
-        super().__init__(path, wall_clock)
+        super().__init__(path, wall_clock, monotonic)
         self._saving: set[int] = set()
 
     def confirm(self, index: int) -> SavedSnapshot:
