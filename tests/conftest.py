@@ -54,6 +54,13 @@ def small_parts():
 
 
 @pytest.fixture
+def quick_doctor(monkeypatch):
+    """An examination writes little and syncs seldom: how much it does for real is one test's."""
+    monkeypatch.setattr("snapstore.doctor.pace.PROBE_SIZE", 4 * 2**20)
+    monkeypatch.setattr("snapstore.doctor.pace.SYNCS_MAX", 2)
+
+
+@pytest.fixture
 def background():
     with ThreadPoolExecutor() as pool:
         yield pool.submit

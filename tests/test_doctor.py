@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -24,6 +25,9 @@ from snapstore.doctor.leftovers import JUST_MADE_S
 from snapstore.errors import SnapshotCorrupt
 from snapstore.meta import SnapshotMeta
 from snapstore.poison import leave_marker
+from snapstore.stored import StoredSnapshot
+
+pytestmark = pytest.mark.usefixtures("quick_doctor")
 
 WAIT_S = 30.0
 
@@ -104,6 +108,59 @@ def test_what_was_set_aside_is_a_problem_until_somebody_has_removed_it(path):
     assert examination.contents.strangers == ()
     (path / broken_name(8, 1)).unlink()
     assert looked(path).strangers == (broken_manifest_name(8, 1),)
+
+
+def test_fixing_tells_only_of_what_it_set_aside_itself(path):
+    rot(path / disk.snapshot_name(8))
+    with SnapshotDir(path) as directory, pytest.raises(SnapshotCorrupt):
+        directory.verify(8)
+    assert treat(path).set_aside == ()
+
+
+@pytest.mark.parametrize("name", [disk.snapshot_name(8), disk.manifest_name(8)])
+def test_what_this_user_cannot_read_is_not_told_to_be_broken(path, name, monkeypatch):
+    if name == disk.manifest_name(8):  # Else all of it is known but its bytes.
+        rot(path / name)
+    open_regular = disk.open_regular
+
+    def refuse(directory, asked):
+        if asked == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), asked)
+        return open_regular(directory, asked)
+
+    monkeypatch.setattr(disk, "open_regular", refuse)
+    examination = examine(path)
+    assert_told(examination, disk.snapshot_name(8), "snapshot-unreadable", Level.PROBLEM)
+    assert [found.readable for found in examination.contents.stored] == [True, False]
+    assert examination.contents.newest_sound.saved.index == 7
+
+
+def test_a_disk_that_cannot_be_read_now_is_not_told_to_have_broken_snapshots(path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(StoredSnapshot, "verify", fail)
+    examination = examine(path, read=True)
+    told = {found.kind for found in examination.findings if found.level is Level.PROBLEM}
+    assert "snapshot-unreadable" in told
+    assert not told & {"snapshot-broken", "none-sound"}
+
+
+def test_what_is_set_aside_while_all_is_read_is_no_stranger(path, monkeypatch):
+    verify = StoredSnapshot.verify
+    rot(path / disk.snapshot_name(7))
+
+    def verify_and_be_overtaken(stored, progress=None):
+        if stored.saved.index == 8:  # A node has found 7 broken, and its operator removed what was set aside.
+            for name in names(path):
+                if name.startswith(f"{7:016x}.broken-"):
+                    (path / name).unlink()
+        verify(stored, progress)
+
+    with SnapshotDir(path) as node, pytest.raises(SnapshotCorrupt):
+        node.verify(7)
+    monkeypatch.setattr(StoredSnapshot, "verify", verify_and_be_overtaken)
+    assert looked(path, read=True).strangers == ()
 
 
 def test_a_marker_is_a_problem_and_fixing_reads_all_of_it_back(path):
@@ -232,8 +289,9 @@ def test_what_cannot_be_fixed_is_said_with_what_was_found(path):
 
 
 def test_a_directory_that_is_not_there_is_not_made(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        examine(tmp_path / "nowhere", fix=True)
+    for look in (lambda: examine(tmp_path / "nowhere", fix=True), lambda: treat(tmp_path / "nowhere")):
+        with pytest.raises(FileNotFoundError):
+            look()
     assert names(tmp_path) == []
 
 
@@ -253,8 +311,8 @@ def test_a_directory_in_which_a_node_saves_and_purges_is_examined_as_often_as_on
     with Process(script, path, over) as node:
         assert node.hear() == "ready"
         try:
-            looks = [looked(path, read=True) for _ in range(100)]
-            fixes = [treat(path) for _ in range(20)]
+            looks = [looked(path, read=True) for _ in range(40)]
+            fixes = [treat(path) for _ in range(10)]
         finally:
             over.touch()
         last = int(node.finish()[-1])
@@ -294,9 +352,8 @@ def test_a_look_that_is_killed_anywhere_leaves_nothing(path):
         examine(sys.argv[1], read=True)
         say("again")
     """
-    for _ in range(3):
-        with Process(script, path) as doctor:
-            assert [doctor.hear(), doctor.hear()] == ["ready", "again"]
-            doctor.send_signal(signal.SIGKILL)
-            doctor.wait(WAIT_S)
-        assert fingerprint(path) == before
+    with Process(script, path) as doctor:
+        assert [doctor.hear(), doctor.hear()] == ["ready", "again"]
+        doctor.send_signal(signal.SIGKILL)
+        doctor.wait(WAIT_S)
+    assert fingerprint(path) == before

@@ -84,12 +84,23 @@ def noted(index, size, age):
     return [("part", index, size, age), ("note", index, 4, age)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(litter())
 @example([*noted(0, 4, "young"), *noted(1, 4, "younger"), *noted(2, 4, "young")])
 @example([*noted(0, 4, "young"), *noted(1, 0, "younger"), *noted(2, 0, "younger"), *noted(3, 4, "young")])
 @example([*noted(0, 4, "young"), ("held part", 1, 4, "younger"), *noted(2, 4, "younger")])
 def test_fixing_removes_exactly_what_was_told_to_be_left_over(models, drawn):
+    fix_exactly(models, drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@given(litter())
+def test_fixing_removes_exactly_that_of_much_more(models, drawn):
+    fix_exactly(models, drawn)
+
+
+def fix_exactly(models, drawn):
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         path = Path(scratch) / "snap"
         path.mkdir(mode=0o700)
