@@ -66,7 +66,11 @@ def no_archive_thread():
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [("cut", PeerUnreachable), ("500 InternalError", PeerRejected), ("403 No", PeerRejected)],
+    [
+        ("cut", PeerUnreachable),
+        pytest.param("500 InternalError", PeerRejected, marks=pytest.mark.slow),
+        pytest.param("403 No", PeerRejected, marks=pytest.mark.slow),
+    ],
 )
 def test_a_push_goes_on_with_the_parts_that_are_missing(server, tmp_path, target, at_once, fault, kind):
     archive = archive_on(server)
@@ -128,7 +132,7 @@ def test_a_part_that_the_server_forgets_is_no_success(server, tmp_path):
     assert archive_on(server).list() == []
 
 
-@pytest.mark.parametrize("fault", ["cut", "503 SlowDown"])
+@pytest.mark.parametrize("fault", ["503 SlowDown", pytest.param("cut", marks=pytest.mark.slow)])
 def test_one_break_is_nobodys_business(server, tmp_path, target, fault):
     server.fault = once(fault, method="PUT", name="part-00001")
     with stored(tmp_path / "d") as snapshot:
@@ -139,7 +143,12 @@ def test_one_break_is_nobodys_business(server, tmp_path, target, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"), [("cut", PeerUnreachable), ("half", PeerUnreachable), ("503 SlowDown", PeerRejected)]
+    ("fault", "kind"),
+    [
+        ("half", PeerUnreachable),
+        pytest.param("cut", PeerUnreachable, marks=pytest.mark.slow),
+        pytest.param("503 SlowDown", PeerRejected, marks=pytest.mark.slow),
+    ],
 )
 def test_a_pull_goes_on_behind_what_was_verified(tmp_path, target, at_once, fault, kind):
     with archived(tmp_path / "d") as server:
