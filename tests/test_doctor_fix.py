@@ -94,7 +94,7 @@ def test_fixing_removes_exactly_what_was_told_to_be_left_over(models, drawn):
 
 
 @pytest.mark.slow
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(litter())
 def test_fixing_removes_exactly_that_of_much_more(models, drawn):
     fix_exactly(models, drawn)

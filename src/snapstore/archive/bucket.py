@@ -205,9 +205,7 @@ class Bucket:
                     raise
                 raise SnapshotTruncated(f"{self.place} has no {name} any more") from error
             except BaseError as error:
-                if _status_of(str(error)) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or _BEYOND in str(
-                    error
-                ):
+                if _is_beyond(str(error)):
                     raise SnapshotTruncated(f"{name} ends before byte {start}") from error
                 raise
         if len(data) != size:
@@ -273,3 +271,8 @@ def error_of(error: BaseException, place: str) -> Exception:
 def _status_of(text: str) -> int | None:
     found = _STATUS.search(text)
     return int(found[1]) if found else None
+
+
+def _is_beyond(text: str) -> bool:
+    """Whether an object has not even the first of the bytes that were asked for."""
+    return _status_of(text) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or _BEYOND in text
