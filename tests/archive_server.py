@@ -37,6 +37,10 @@ class Request(NamedTuple):
     def is_part_put(self):
         return self.method == "PUT" and "/part-" in self.path
 
+    @property
+    def is_removal(self):
+        return self.method in ("POST", "DELETE")  # Of several at once, and of one, as older ones of obstore.
+
 
 class _Quiet(WSGIRequestHandler):
     def log(self, *_):

@@ -58,7 +58,7 @@ def test_the_newest_and_what_stays(server, directory):
 
 def test_a_push_that_may_remove_nothing_says_that_it_was_done(server, directory):
     assert run(server, "push", directory, 7, server.url)[0] == ExitCode.DONE
-    server.fault = lambda request: "403 AccessDenied" if request.method == "POST" else None
+    server.fault = lambda request: "403 AccessDenied" if request.is_removal else None
     code, out, err = run(server, "push", directory, 8, server.url, "--keep", 1)
     assert (code, out) == (ExitCode.PEER, "")
     assert "archived snapshot 8 (324.0 KiB, " in err

@@ -58,7 +58,7 @@ def test_where_there_are_no_more_nothing_goes(server):
 def test_the_inventory_goes_before_the_parts(server, monkeypatch):
     monkeypatch.setattr(bucket, "RETRIES_MAX", 0)
     left = ["let the first removal pass"]
-    server.fault = lambda request: "cut" if request.method == "POST" and not (left and left.pop()) else None
+    server.fault = lambda request: "cut" if request.is_removal and not (left and left.pop()) else None
     with pytest.raises(PeerUnreachable):
         archive_on(server).purge(keep=2)
     server.fault = lambda request: None
