@@ -7,15 +7,17 @@ from contextlib import contextmanager
 
 from archive_server import ArchiveServer
 from snapstore.archive import Archive
-from snapstore.archive.layout import PART_SIZE_MIN
 from snapstore.directory import SnapshotDir
 from snapstore.meta import ConfState, SnapshotMeta
 
 #: Small, so that a part has many.
-CHUNK_SIZE = 256 * 1024
+CHUNK_SIZE = 4096
 
-#: Five parts of the smallest kind, the last a short one that ends in a broken chunk.
-CONTENT = os.urandom(CHUNK_SIZE) * (PART_SIZE_MIN // CHUNK_SIZE) * 4 + os.urandom(CHUNK_SIZE + 1)
+#: What `small_parts` lets a part have, in bytes: S3's own least would be megabytes in each test.
+PART_SIZE = 20 * CHUNK_SIZE
+
+#: Five parts, the last a short one that ends in a broken chunk.
+CONTENT = os.urandom(4 * PART_SIZE + CHUNK_SIZE + 1)
 
 PARTS = [f"part-{number:05d}" for number in range(5)]
 
@@ -23,8 +25,8 @@ META = SnapshotMeta(7, 3, ConfState((1, 2, 3), learners=(9,)), b"what the engine
 
 
 def archive_on(server):
-    """The archive of an ArchiveServer, with parts of the smallest kind."""
-    return Archive(server.url, endpoint=server.endpoint, part_size=PART_SIZE_MIN)
+    """The archive of an ArchiveServer, with small parts."""
+    return Archive(server.url, endpoint=server.endpoint, part_size=PART_SIZE)
 
 
 @contextmanager
@@ -38,10 +40,10 @@ def stored(path, content=CONTENT, meta=META):
 
 
 @contextmanager
-def archived(path, content=CONTENT, meta=META):
+def archived(path, content=CONTENT, meta=META, part_size=PART_SIZE):
     """A server that has one snapshot, made at `path`; what it was asked for that is forgotten."""
     with ArchiveServer() as server:
         with stored(path, content, meta) as snapshot:
-            archive_on(server).push(snapshot)
+            Archive(server.url, endpoint=server.endpoint, part_size=part_size).push(snapshot)
         server.forget()
         yield server

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pytest
 
@@ -30,10 +31,15 @@ class Request(NamedTuple):
     method: str
     path: str
     size: int
+    query: str = ""
 
     @property
     def is_part_put(self):
         return self.method == "PUT" and "/part-" in self.path
+
+    @property
+    def is_removal(self):
+        return self.method in ("POST", "DELETE")  # Of several at once, and of one, as older ones of obstore.
 
 
 class _Quiet(WSGIRequestHandler):
@@ -80,12 +86,15 @@ class ArchiveServer:
         self._thread.start()
         self.bucket = f"bucket-{self._server.server_port}-{id(self)}"
         self.url = f"s3://{self.bucket}/raft/a"
-        self._make_bucket()
+        self._put(f"/{self.bucket}", b"")
         self.forget()
 
     def _serve(self, environ, start_response):
         request = Request(
-            environ["REQUEST_METHOD"], environ["PATH_INFO"], int(environ.get("CONTENT_LENGTH") or 0)
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            int(environ.get("CONTENT_LENGTH") or 0),
+            environ["QUERY_STRING"],
         )
         self.requests.append(request)
         fault = self.fault(request)
@@ -107,14 +116,32 @@ class ArchiveServer:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return [answer]
 
+    def hold(self, name):
+        """Hold the first request for `name`: an event for its coming, and one to let it end with a cut."""
+        reached, release = threading.Event(), threading.Event()
+
+        def fault(request):
+            if not request.path.endswith(name) or reached.is_set():
+                return None
+            reached.set()
+            assert release.wait(WAIT_S)
+            return "cut"
+
+        self.fault = fault
+        return reached, release
+
     def forget(self):
         """Count requests anew."""
         self.requests.clear()
         self.served.clear()
 
-    def _make_bucket(self):
+    def put_raw(self, name):
+        """Put a byte under a name that obstore would not take, below the URL."""
+        self._put(f"/{self.bucket}/raft/a/{quote(name)}", b"x")
+
+    def _put(self, path, body):
         line = http.client.HTTPConnection(self.endpoint.removeprefix("http://"), timeout=WAIT_S)
-        line.request("PUT", f"/{self.bucket}")
+        line.request("PUT", path, body)
         assert line.getresponse().status == 200
         line.close()
 

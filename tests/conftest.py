@@ -42,6 +42,24 @@ def follower(nothing_lost, tmp_path):
         yield follower
 
 
+@pytest.fixture(scope="module")
+def small_parts():
+    """An archive may have parts of a few chunks, and the pipe of a pull holds less than a part."""
+    import archive_places
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("snapstore.archive.layout.PART_SIZE_MIN", archive_places.PART_SIZE)
+        patched.setattr("snapstore.archive.download._SLOT_SIZE", archive_places.CHUNK_SIZE)
+        yield
+
+
+@pytest.fixture
+def quick_doctor(monkeypatch):
+    """An examination writes little and syncs seldom: how much it does for real is one test's."""
+    monkeypatch.setattr("snapstore.doctor.pace.PROBE_SIZE", 4 * 2**20)
+    monkeypatch.setattr("snapstore.doctor.pace.SYNCS_MAX", 2)
+
+
 @pytest.fixture
 def background():
     with ThreadPoolExecutor() as pool:

@@ -8,6 +8,7 @@ import os
 import time
 
 from residue import names
+from snapstore.doctor import Level
 from snapstore.doctor.contents import look_into
 
 
@@ -40,3 +41,15 @@ def looked(path, **options):
         return look_into(fd, path, now_s=time.time(), **options)
     finally:
         os.close(fd)
+
+
+def found_in(examination, subject):
+    """The kind and the level of what was found of one thing."""
+    return [(found.kind, found.level) for found in examination.findings if found.subject == subject]
+
+
+def assert_told(examination, subject, kind, level):
+    """It is told once, as what it is, with what it means and what to do."""
+    (found,) = [found for found in examination.findings if (found.subject, found.kind) == (subject, kind)]
+    assert found.level is level
+    assert bool(found.means) == bool(found.advice) == (level is not Level.OK)

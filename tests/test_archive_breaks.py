@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import threading
 
 import pytest
 
-from archive_places import CONTENT, PARTS, archive_on, archived, stored
+from archive_places import CONTENT, PART_SIZE, PARTS, archive_on, archived, stored
 from archive_server import ArchiveServer, gets, obstore, part_puts
-from command_line import END_S_MAX, spawn
+from command_line import END_S_MAX
 from nodes import stored_names
 from snapstore._fastpipe import Progress
-from snapstore.archive import Archive, bucket, download, upload
-from snapstore.archive.layout import PART_SIZE_DEFAULT, PART_SIZE_MIN, inventory_name
-from snapstore.cli import ExitCode
+from snapstore.archive import bucket, download, upload
+from snapstore.archive.layout import inventory_name
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected, PeerUnreachable, PipeClosed, TransportError
 from snapstore.reception import partial_name
+
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 @pytest.fixture
@@ -67,7 +66,11 @@ def no_archive_thread():
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [("cut", PeerUnreachable), ("500 InternalError", PeerRejected), ("403 No", PeerRejected)],
+    [
+        ("cut", PeerUnreachable),
+        pytest.param("500 InternalError", PeerRejected, marks=pytest.mark.slow),
+        pytest.param("403 No", PeerRejected, marks=pytest.mark.slow),
+    ],
 )
 def test_a_push_goes_on_with_the_parts_that_are_missing(server, tmp_path, target, at_once, fault, kind):
     archive = archive_on(server)
@@ -81,7 +84,7 @@ def test_a_push_goes_on_with_the_parts_that_are_missing(server, tmp_path, target
         server.forget()
         pushed = archive.push(snapshot)
     assert part_puts(server.requests) == PARTS[3:]
-    assert (pushed.sent, pushed.existed) == (len(CONTENT) - 3 * PART_SIZE_MIN, False)
+    assert (pushed.sent, pushed.existed) == (len(CONTENT) - 3 * PART_SIZE, False)
     assert archive.pull(7, target).path.read_bytes() == CONTENT
 
 
@@ -91,7 +94,7 @@ def test_of_several_parts_under_way_none_that_arrived_is_sent_again(server, tmp_
     with stored(tmp_path / "d") as snapshot:
         with pytest.raises(PeerUnreachable):
             archive_on(server).push(snapshot)
-        arrived = server.whole_parts(PART_SIZE_MIN)
+        arrived = server.whole_parts(PART_SIZE)
         server.fault = lambda request: None
         server.forget()
         archive_on(server).push(snapshot)
@@ -129,7 +132,7 @@ def test_a_part_that_the_server_forgets_is_no_success(server, tmp_path):
     assert archive_on(server).list() == []
 
 
-@pytest.mark.parametrize("fault", ["cut", "503 SlowDown"])
+@pytest.mark.parametrize("fault", ["503 SlowDown", pytest.param("cut", marks=pytest.mark.slow)])
 def test_one_break_is_nobodys_business(server, tmp_path, target, fault):
     server.fault = once(fault, method="PUT", name="part-00001")
     with stored(tmp_path / "d") as snapshot:
@@ -140,7 +143,12 @@ def test_one_break_is_nobodys_business(server, tmp_path, target, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"), [("cut", PeerUnreachable), ("half", PeerUnreachable), ("503 SlowDown", PeerRejected)]
+    ("fault", "kind"),
+    [
+        ("half", PeerUnreachable),
+        pytest.param("cut", PeerUnreachable, marks=pytest.mark.slow),
+        pytest.param("503 SlowDown", PeerRejected, marks=pytest.mark.slow),
+    ],
 )
 def test_a_pull_goes_on_behind_what_was_verified(tmp_path, target, at_once, fault, kind):
     with archived(tmp_path / "d") as server:
@@ -181,7 +189,7 @@ def test_a_part_that_arrived_short_is_sent_again(server, tmp_path, target, at_on
         with pytest.raises(PeerUnreachable):
             archive_on(server).push(snapshot)
         first, *_ = server.names()
-        obstore.put(server.objects, first, CONTENT[: PART_SIZE_MIN - 1])
+        obstore.put(server.objects, first, CONTENT[: PART_SIZE - 1])
         server.fault = lambda request: None
         server.forget()
         archive_on(server).push(snapshot)
@@ -189,70 +197,9 @@ def test_a_part_that_arrived_short_is_sent_again(server, tmp_path, target, at_on
     assert archive_on(server).pull(7, target).path.read_bytes() == CONTENT
 
 
-def held(server, name):
-    """Hold the first request for `name`: an event for its coming, and one to let it end with a cut."""
-    reached, release = threading.Event(), threading.Event()
-
-    def hold(request):
-        if not request.path.endswith(name) or reached.is_set():
-            return None
-        reached.set()
-        assert release.wait(END_S_MAX)
-        return "cut"
-
-    server.fault = hold
-    return reached, release
-
-
-def ended(command, reached, signal_number):
-    """Start a command, send it a signal when it has come so far; its exit code and what it said."""
-    with spawn(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert reached.wait(END_S_MAX), child.communicate(timeout=END_S_MAX)
-        child.send_signal(signal_number)
-        _, err = child.communicate(timeout=END_S_MAX)
-    return child.returncode, err
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_push_that_was_killed_is_gone_on_with(server, tmp_path, target, number):
-    # In parts as the command line cuts them; four may be under way, so the first came to its end.
-    parts = [f"part-{number:05d}" for number in range(7)]
-    with stored(tmp_path / "d", CONTENT * 5) as snapshot:
-        reached, release = held(server, "part-00005")
-        command = ("push", tmp_path / "d", 7, server.url, "--endpoint", server.endpoint)
-        code, err = ended(command, reached, number)
-        if number == signal.SIGINT:
-            assert (code, "interrupted" in err) == (ExitCode.INTERRUPTED, True), err
-        release.set()
-        archive = Archive(server.url, endpoint=server.endpoint)
-        assert archive.list() == []
-        arrived = server.whole_parts(PART_SIZE_DEFAULT)
-        server.forget()
-        archive.push(snapshot)
-    again = part_puts(server.requests)
-    assert archive.pull(7, target).path.read_bytes() == CONTENT * 5
-    assert "part-00000" in arrived
-    assert "part-00005" in again
-    assert not arrived & set(again)
-    assert arrived | set(again) <= set(parts)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_pull_that_was_killed_is_gone_on_with(tmp_path, target, number):
-    with archived(tmp_path / "d") as server:
-        reached, release = held(server, "part-00004")
-        command = ("pull", server.url, "--dir", target.path, "--endpoint", server.endpoint)
-        code, err = ended(command, reached, number)
-        if number == signal.SIGINT:
-            assert (code, "interrupted" in err) == (ExitCode.INTERRUPTED, True), err
-        release.set()
-        assert stored_names(target.path) == []
-        assert archive_on(server).pull(7, target).path.read_bytes() == CONTENT
-
-
 def test_a_save_that_fails_ends_the_pull_though_nobody_answers(tmp_path, target):
     with archived(tmp_path / "d") as server:
-        reached, release = held(server, "part-00002")
+        reached, release = server.hold("part-00002")
         progress, outcome = Progress(), []
 
         def pull():

@@ -34,12 +34,12 @@ def run(server, *arguments):
 
 def test_a_push_a_list_and_a_pull(server, directory, tmp_path):
     code, out, err = run(server, "push", directory, 7, server.url)
-    assert (code, out.startswith("archived snapshot 7 (20.3 MiB, crc32c:")) == (ExitCode.DONE, True), err
-    assert "push 7: done, 20.3 MiB in" in err
+    assert (code, out.startswith("archived snapshot 7 (324.0 KiB, crc32c:")) == (ExitCode.DONE, True), err
+    assert "push 7: done, 324.0 KiB in" in err
     code, out, _ = run(server, "ls", server.url)
     assert (code, [line.split()[0] for line in out.splitlines()]) == (ExitCode.DONE, ["INDEX", "7"])
     code, out, err = run(server, "pull", server.url, "--dir", tmp_path / "e")
-    assert (code, out.startswith("saved snapshot 7 (20.3 MiB, crc32c:")) == (ExitCode.DONE, True), err
+    assert (code, out.startswith("saved snapshot 7 (324.0 KiB, crc32c:")) == (ExitCode.DONE, True), err
     assert snapstore("verify", tmp_path / "e", 7)[0] == ExitCode.DONE
     assert run(server, "pull", server.url, 7, "--dir", tmp_path / "e")[0] == ExitCode.EXISTS
 
@@ -54,6 +54,16 @@ def test_the_newest_and_what_stays(server, directory):
     assert (code, out.startswith("the archive had snapshot 8")) == (ExitCode.DONE, True)
     listed = json.loads(run(server, "ls", server.url, "--json")[1])["snapshots"]
     assert [(found["index"], found["problem"]) for found in listed] == [(8, None)]
+
+
+def test_a_push_that_may_remove_nothing_says_that_it_was_done(server, directory):
+    assert run(server, "push", directory, 7, server.url)[0] == ExitCode.DONE
+    server.fault = lambda request: "403 AccessDenied" if request.is_removal else None
+    code, out, err = run(server, "push", directory, 8, server.url, "--keep", 1)
+    assert (code, out) == (ExitCode.PEER, "")
+    assert "archived snapshot 8 (324.0 KiB, " in err
+    assert "what is older was not all removed" in err
+    assert "a removal: AccessDenied" in err
 
 
 def test_the_endpoint_may_stand_in_the_environment(server, directory, monkeypatch):
@@ -83,6 +93,8 @@ USAGE = [
     ("push {d} 7 s3://b --keep 0", "give a number, 1 or more"),
     ("push {d} s3://b", "argument INDEX: give a number"),
     ("pull s3://b?x --dir {d}", "no query"),
+    ("ls s3://b --endpoint localhost:9000", "an archive's endpoint is http"),
+    ("push {d} 7 s3://b --endpoint=", "an archive's endpoint is http"),
 ]
 
 

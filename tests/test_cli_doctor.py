@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 
 import pytest
 
@@ -17,6 +19,8 @@ from snapstore.cli.doctor import format_age
 from snapstore.directory import SnapshotDir
 from snapstore.meta import ConfState, SnapshotMeta
 
+pytestmark = pytest.mark.usefixtures("quick_doctor")
+
 
 @pytest.fixture
 def stored(tmp_path):
@@ -27,6 +31,15 @@ def stored(tmp_path):
         directory.save_from(CONTENT, SnapshotMeta(7, 3, conf_state, b'{"a": 1}'))
         directory.save_from(CONTENT, 8)
     return path
+
+
+class Dated:
+    """The status of a file of the wrong century, as file systems with 64 bits for it may have."""
+
+    st_mode, st_uid = stat.S_IFREG | 0o600, 0
+
+    def __init__(self, time_s):
+        self.st_mtime = time_s
 
 
 def row_of(out, name):
@@ -112,6 +125,31 @@ def test_people_read_all_that_is_known_of_a_snapshot(stored):
         "read back not now; --read does, and `snapstore verify DIR INDEX`",
         "state ok",
     ]
+
+
+def test_a_clock_that_was_wrong_is_no_reason_to_fail(stored, monkeypatch):
+    monkeypatch.setattr("snapstore.doctor.explanation.disk.regular_status", lambda *_: Dated(1e14))
+    code, out, _ = snapstore("explain", stored, 7)
+    assert (code, row_of(out, "saved")) == (
+        ExitCode.DONE,
+        "saved 100000000000000 s after 1970, by a clock that was wrong",
+    )
+
+
+def test_words_that_would_play_with_the_terminal_are_told_in_plain_letters(stored):
+    (stored / ".poisoned-0000000000000000").write_bytes(b"\x1b[2Ja\nb")
+    out = snapstore("doctor", stored)[1]
+    assert " problem ?[2Ja?b. It means: " in row_of(out, ".poisoned-0000000000000000")
+    assert all(line.isprintable() for line in out.splitlines())
+
+
+def test_a_place_where_this_user_may_not_look_is_not_told_to_be_empty(stored, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("snapstore.cli.doctor.os.stat", refuse)
+    code, _, err = snapstore("doctor", stored)
+    assert (code, "Permission denied" in err) == (ExitCode.SYSTEM, True)
 
 
 def test_explaining_reads_when_told_to_and_the_exit_code_tells(stored):

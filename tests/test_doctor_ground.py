@@ -9,11 +9,13 @@ import time
 import pytest
 
 from residue import descriptors, names
+from snapstore.directory import SnapshotDir
 from snapstore.doctor import Level, examine
 from snapstore.doctor.mount import Mount, find_mount, judge_mount, parse_mount
 from snapstore.doctor.pace import RATE_MIN, SYNC_P50_MAX_S, WRITE_S_MAX, Pace, judge_pace, measure_pace
 from snapstore.doctor.probes import PROBE_SIZE, System
-from snapstore.doctor.room import INODES_FREE_MIN, Room, judge_room
+from snapstore.doctor.room import INODES_FREE_MIN, Room, judge_room, look_at_room
+from snapstore.errors import NoRoom
 
 #: Lines as Linux writes them: optional fields or none, a space in a path, options before and behind.
 MOUNTINFO = r"""
@@ -56,6 +58,8 @@ def test_a_mount_is_read_as_linux_writes_it():
         "xfs", "/dev/vdb", "/mnt/with space\\", ("ro", "nosuid", "rw", "attr2")
     )
     assert parse_mount(MOUNTINFO, 27).options == ("rw", "relatime", "nobarrier", "data=writeback")
+    odd = "34 27 0:35 / /mnt/a\\012b\x0cc\u2028 rw - btrfs /dev/vdc rw"
+    assert parse_mount(f"{MOUNTINFO}\n{odd}\n", 34).point == "/mnt/a\nb\x0cc\u2028"
     assert parse_mount(MOUNTINFO, 33) is parse_mount(MOUNTINFO, 99) is None
 
 
@@ -109,6 +113,7 @@ def test_a_system_that_does_not_tell_its_mounts_is_a_hint():
     assert [(found.kind, found.level) for found in judge_mount(None)] == [("mount-unknown", Level.HINT)]
 
 
+@pytest.mark.usefixtures("quick_doctor")
 @pytest.mark.parametrize(
     ("call", "subject", "code", "kind", "level"),
     [
@@ -147,6 +152,7 @@ def test_what_works_here_is_tried_for_real_and_leaves_nothing(path):
     assert told == works
 
 
+@pytest.mark.usefixtures("quick_doctor")
 def test_renaming_is_tried_where_names_may_change_and_leaves_nothing(path):
     (probe,) = [probe for probe in examine(path, fix=True).probes if probe.name == "renameat2"]
     assert (probe.failure, probe.untried, names(path)) == (None, None, [])
@@ -155,6 +161,7 @@ def test_renaming_is_tried_where_names_may_change_and_leaves_nothing(path):
     assert names(path) == []
 
 
+@pytest.mark.usefixtures("quick_doctor")
 def test_a_lock_that_keeps_nobody_out_is_seen(path, monkeypatch):
     monkeypatch.setattr("snapstore.doctor.probes.fcntl.flock", lambda fd, operation: None)
     (told,) = [found for found in examine(path).findings if found.subject == "flock"]
@@ -162,6 +169,7 @@ def test_a_lock_that_keeps_nobody_out_is_seen(path, monkeypatch):
     assert "keeps nobody out" in told.seen
 
 
+@pytest.mark.usefixtures("quick_doctor")
 def test_a_call_that_the_c_library_does_not_have_does_not_work(path, monkeypatch):
     monkeypatch.setattr("snapstore.doctor.probes._libc", object())
     assert found_of(examine(path).findings, "fallocate") == [("call-fallocate", Level.HINT)]
@@ -182,6 +190,9 @@ def test_a_write_that_fails_is_a_problem(path, monkeypatch):
     [
         (Room(0, None, None), 50, {"room-unknown": Level.HINT}),
         (Room(100, 50, None), None, {"room": Level.OK}),
+        (Room(100, 50, None, reserve=10), 40, {"room": Level.OK}),
+        (Room(100, 50, None, reserve=10), 41, {"room": Level.PROBLEM}),
+        (Room(100, 50, None, reserve=50), None, {"room": Level.PROBLEM}),
         (Room(100, 50, None), 50, {"room": Level.OK}),
         (Room(100, 50, INODES_FREE_MIN), 51, {"room": Level.PROBLEM}),
         (Room(100, 50, INODES_FREE_MIN - 1), 50, {"room": Level.OK, "inodes": Level.PROBLEM}),
@@ -189,6 +200,22 @@ def test_a_write_that_fails_is_a_problem(path, monkeypatch):
 )
 def test_room_is_measured_by_the_newest_snapshot(room, wanted, found):
     assert {finding.kind: finding.level for finding in judge_room(room, wanted)} == found
+
+
+def test_what_is_told_to_be_too_little_is_what_a_save_is_refused_for(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        room = look_at_room(fd)
+    finally:
+        os.close(fd)
+    status = os.statvfs(path)
+    with SnapshotDir(path, statvfs=lambda fd: status) as directory:
+        fits = room.free - room.reserve
+        assert [found.kind for found in judge_room(room, fits) if found.level is Level.PROBLEM] == []
+        assert next(judge_room(room, fits + 1)).level is Level.PROBLEM
+        with pytest.raises(NoRoom) as raised:
+            directory.save_from(b"", 1, size=status.f_bavail * status.f_frsize - room.reserve + 1)
+    assert raised.value.reserve == room.reserve
 
 
 def test_where_there_is_little_room_none_of_it_is_taken(path, monkeypatch):
@@ -238,6 +265,7 @@ def test_a_slow_disk_is_a_hint(pace, found):
     assert {finding.kind: finding.level for finding in judge_pace(pace)} == found
 
 
+@pytest.mark.usefixtures("quick_doctor")
 @pytest.mark.parametrize(
     ("mode", "kind", "level"),
     [(0o700, "access", Level.OK), (0o770, "mode-group", Level.HINT), (0o702, "mode", Level.PROBLEM)],
@@ -247,6 +275,7 @@ def test_who_else_may_write_is_told(path, mode, kind, level):
     assert found_of(examine(path).findings, "access") == [(kind, level)]
 
 
+@pytest.mark.usefixtures("quick_doctor")
 def test_an_age_is_that_of_the_given_clock(path):
     (path / ".tmp-0000000000000009-0000000000000000").touch()
     later_s = time.time() + 1000

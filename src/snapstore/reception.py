@@ -30,7 +30,7 @@ from snapstore.errors import (
 from snapstore.manifest import sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from snapstore._fastpipe import Progress
     from snapstore.manifest import Manifest
@@ -219,38 +219,55 @@ class Reception:
 def sweep_partials(
     directory: int, wanted: Callable[[], int], coming: int | None = None, now_s: float | None = None
 ) -> list[str]:
-    """Remove kept chunks that nobody will ask for again; the names that are gone.
+    """Remove what is stale by `stale_partials`; the names that are gone. What a saver holds stays.
 
-    Those of an index below `wanted()`, the lowest that a leader may still offer, but for `coming`; those
-    whose index has a snapshot (they may be its second name, see disk.py); those without a note, empty
-    or older than PARTIAL_AGE_MAX_S by `now_s` (seconds of the epoch; None: now); of the rest all but
-    the PARTIALS_MAX youngest; and notes without chunks. What another saver holds stays. In a directory
-    that we cannot change nothing is removed. `wanted` reads manifests, so it is asked only where
-    something was kept.
+    In a directory that we cannot change nothing is removed. `wanted` returns the lowest index that a
+    leader may still offer; it reads manifests, so it is asked only where something was kept.
     """
-    now_s = time.time() if now_s is None else now_s
     names = disk.list_names(directory)
-    partials = {int(found[1], 16) for name in names if (found := _PARTIAL_NAME.match(name))}
-    notes = {int(found[1], 16) for name in names if (found := _NOTE_NAME.match(name))}
-    if not partials | notes:
+    if not any(_PARTIAL_NAME.match(name) or _NOTE_NAME.match(name) for name in names):
         return []
-    lowest = wanted()
-    changed_s = {index: _changed_s(directory, index) for index in partials}
-    youngest = sorted(partials, key=lambda index: (changed_s[index], index))[-PARTIALS_MAX:]
-    gone = [
-        index
-        for index in sorted(partials | notes)
-        if index not in youngest
-        or index not in notes
-        or (index < lowest and index != coming)
-        or disk.name_taken(directory, disk.snapshot_name(index))
-        or now_s - changed_s[index] > PARTIAL_AGE_MAX_S
-    ]
+    now_s = time.time() if now_s is None else now_s
     removed: list[str] = []
     with disk.unless_read_only():
-        for index in gone:
+        for index in sorted(stale_partials(directory, names, wanted(), now_s, coming)):
             removed += _remove(directory, index)
     return removed
+
+
+def stale_partials(
+    directory: int, names: Iterable[str], lowest: int, now_s: float, coming: int | None = None
+) -> dict[int, str]:
+    """Return the indexes whose kept chunks nobody will ask for again, with the reason in words.
+
+    Those of an index below `lowest`, the first that a leader may still offer, but for `coming`; those
+    whose index has a snapshot (they may be its second name, see disk.py); those without a note, empty
+    or not of the last PARTIAL_AGE_MAX_S by `now_s` (seconds of the epoch); of the rest all but the
+    PARTIALS_MAX youngest; and notes without chunks. Only looks, and at no locks.
+    """
+    partials = {int(found[1], 16) for name in names if (found := _PARTIAL_NAME.match(name))}
+    notes = {int(found[1], 16) for name in names if (found := _NOTE_NAME.match(name))}
+    changed_s = {index: _changed_s(directory, index) for index in partials}
+
+    def why(index: int) -> str | None:
+        if index not in partials:
+            return "a note without its chunks"
+        if disk.name_taken(directory, disk.snapshot_name(index)):
+            return "its snapshot is stored"
+        if index < lowest and index != coming:
+            return "a newer snapshot is stored"
+        if index not in notes:
+            return "nothing says of which snapshot it is"
+        if not changed_s[index]:
+            return "it has no chunks"
+        # Both ways: what a wrong clock has dated a year ahead must not stay for a year.
+        if abs(now_s - changed_s[index]) > PARTIAL_AGE_MAX_S:
+            return f"nobody came back for it within {PARTIAL_AGE_MAX_S // 3600} h"
+        return None
+
+    stale = {index: words for index in partials | notes if (words := why(index)) is not None}
+    rest = sorted(partials - stale.keys(), key=lambda index: (changed_s[index], index))
+    return stale | dict.fromkeys(rest[:-PARTIALS_MAX], f"only the {PARTIALS_MAX} youngest are kept")
 
 
 def _changed_s(directory: int, index: int) -> float:

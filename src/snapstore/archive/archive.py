@@ -7,12 +7,12 @@ upload.py and download.py. Blocking calls for any thread, each with connections 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from snapstore.archive import retention
-from snapstore.archive.bucket import Bucket, check_url, open_store
+from snapstore.archive.bucket import Bucket, check_url, find_endpoint, open_store
 from snapstore.archive.download import READS_AT_ONCE, download
 from snapstore.archive.errand import do, in_order
 from snapstore.archive.layout import (
@@ -25,7 +25,13 @@ from snapstore.archive.layout import (
     part_size_for,
 )
 from snapstore.archive.upload import sizes, upload
-from snapstore.errors import SnapshotBusy, SnapshotCorrupt, SnapshotExists, SnapshotNotFound
+from snapstore.errors import (
+    SnapshotBusy,
+    SnapshotCorrupt,
+    SnapshotExists,
+    SnapshotNotFound,
+    TransportError,
+)
 from snapstore.manifest import digest_text
 from snapstore.meta import check_index
 from snapstore.transfer import Direction
@@ -82,8 +88,9 @@ class Archive:
     break can cost, and PARTS_AT_ONCE times that is a push's memory; it grows where a snapshot needs it.
     `registry`, the node's, shows its pushes and pulls; None: one of its own.
 
-    Raises ValueError for what is no archive's URL. Every call raises PeerRejected with the store's
-    reason and what to do, PeerUnreachable where nobody answers, and TransportError without credentials.
+    Raises ValueError for what is no archive's URL, or no endpoint's. Every call raises PeerRejected with
+    the store's reason and what to do, PeerUnreachable where nobody answers, and TransportError without
+    credentials.
     """
 
     def __init__(
@@ -96,7 +103,7 @@ class Archive:
     ) -> None:
         self._url = check_url(url) if isinstance(url, str) else url
         self.registry = registry or TransferRegistry()
-        self._endpoint = endpoint
+        self._endpoint = find_endpoint(endpoint)
         self._part_size = part_size
 
     def push(self, stored: StoredSnapshot, *, progress: Progress | None = None) -> PushedSnapshot:
@@ -129,8 +136,9 @@ class Archive:
         if theirs is not None and not theirs.missing(await sizes(bucket, theirs)):
             return _pushed(ours, 0, existed=True)
         sent = await upload(bucket, wanted, stored.image(), progress)
-        if theirs is None and not await bucket.create(inventory_name(ours.index), ours.to_bytes()):
-            await _give_way(bucket, ours)
+        # Also where there was one that lacked parts: a purge may have taken it meanwhile.
+        if not await bucket.create(inventory_name(ours.index), wanted.to_bytes()):
+            await _give_way(bucket, wanted)
         return _pushed(ours, sent, existed=False)
 
     def pull(
@@ -157,14 +165,14 @@ class Archive:
         return do(_list(self._open(READ_SIZE_MAX)))
 
     def purge(self, *, keep: int) -> Sequence[int]:
-        """Remove what is older than the `keep` newest; the indexes that are gone.
+        """Remove what is older than the `keep` newest that have all their parts; the indexes that are gone.
 
         Also parts that a push left which nobody went on with for a day. `keep` is 1 or more.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep must be 1 or more, not {keep!r}")
         bucket = self._open(READ_SIZE_MAX)
-        sound = [found.index for found in do(_list(bucket)) if found.problem is None]
+        sound = [found.inventory for found in do(_list(bucket)) if found.inventory is not None]
         return do(retention.purge(bucket, sound, keep))
 
     @property
@@ -208,15 +216,25 @@ async def _find_same(bucket: Bucket, ours: Inventory) -> Inventory | None:
 
 
 async def _give_way(bucket: Bucket, ours: Inventory) -> None:
-    """Somebody's inventory came first: the same snapshot is as good as ours, another one stays."""
-    theirs = None
+    """Somebody's inventory came first: the same snapshot is as good as ours, another one stays.
+
+    Our parts go only where it is certain that no inventory has them: this one may be our own, whose
+    answer was lost.
+    """
     try:
         theirs = await _find_same(bucket, ours)
-    finally:
-        if theirs != ours:
-            await bucket.delete([part.name for part in ours.parts])
+    except SnapshotExists:
+        await _tidy(bucket, ours)
+        raise
     if theirs is None:
         raise SnapshotBusy(f"{bucket.place}: index {ours.index} was pushed by somebody else, and removed")
+    if theirs != ours:
+        await _tidy(bucket, ours)
+
+
+async def _tidy(bucket: Bucket, ours: Inventory) -> None:
+    with suppress(TransportError, OSError):  # What stays is swept by a purge.
+        await bucket.delete([part.name for part in ours.parts])
 
 
 async def _indexes(bucket: Bucket) -> list[int]:
@@ -225,13 +243,17 @@ async def _indexes(bucket: Bucket) -> list[int]:
 
 
 async def _find(bucket: Bucket, index: int | None) -> Inventory:
-    if index is None:
-        index = max(await _indexes(bucket), default=None)
-        if index is None:
-            raise SnapshotNotFound(f"{bucket.place} has no snapshot")
-    found = await _read(bucket, check_index(index))
+    wanted = max(await _indexes(bucket), default=None) if index is None else check_index(index)
+    if wanted is None:
+        raise SnapshotNotFound(f"{bucket.place} has no snapshot")
+    try:
+        found = await _read(bucket, wanted)
+    except SnapshotCorrupt as error:
+        if index is not None:
+            raise
+        raise SnapshotCorrupt(f"{error}; it is the newest, and an older one has to be named") from error
     if found is None:
-        raise SnapshotNotFound(f"{bucket.place} has no snapshot of index {index}")
+        raise SnapshotNotFound(f"{bucket.place} has no snapshot of index {wanted}")
     return found
 
 

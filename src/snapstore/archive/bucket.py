@@ -25,6 +25,7 @@ from snapstore.errors import (
     SnapshotTruncated,
     TransportError,
 )
+from snapstore.transport.answers import shown
 from snapstore.transport.patience import IDLE_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 try:
     import obstore
-    from obstore.exceptions import AlreadyExistsError, BaseError
+    from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
     from obstore.store import LocalStore, S3Store
 except ImportError as error:
     raise MissingExtra("the archive needs obstore: pip install 'snapstore[s3]'") from error
@@ -53,10 +54,20 @@ RETRY_TIMEOUT_S = 60
 #: Where obstore's text about an error turns into the dump of a structure.
 _DUMP = "\n\nDebug source:"
 
+#: What S3 takes for a bucket's name, with what it took long ago.
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
+
 _STATUS = re.compile(r"(?:status code: |status: |\()([345][0-9]{2})\b")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _WORDS = re.compile(r"<Message>([^<]{1,300})</Message>")
+#: obstore's words where S3 answers 301 and does not tell where to, as it does in another region.
+_ELSEWHERE = "incorrectly configured region"
+#: obstore's words for a range beyond the end of a file.
+_BEYOND = "Requested range"
 _SYSTEM_ERROR = re.compile(r"\(os error ([0-9]+)\)")
+
+#: Some servers answer with statuses of their own.
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do with the bucket"
 _REGION = "set AWS_REGION to the bucket's region"
@@ -68,7 +79,6 @@ _ADVICE: Mapping[str | int, str] = {
     "ExpiredToken": "get a new AWS_SESSION_TOKEN",
     "AuthorizationHeaderMalformed": _REGION,
     "PermanentRedirect": _REGION,
-    HTTPStatus.MOVED_PERMANENTLY: _REGION,
     HTTPStatus.UNAUTHORIZED: _CREDENTIALS,
     HTTPStatus.FORBIDDEN: _CREDENTIALS,
     HTTPStatus.NOT_FOUND: "check the URL and the endpoint",
@@ -89,11 +99,35 @@ def check_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError(f"an archive's URL has no user, no query and no fragment, unlike {url!r}")
-    if (parts.scheme == "s3" and parts.netloc) or (
-        parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
-    ):
-        return url
-    raise ValueError(f"an archive is s3://BUCKET/PREFIX or file:///PATH, not {url!r}")
+    path = unquote(parts.path)
+    # What obstore would refuse, or take for a prefix that is not the one that stands here.
+    strange = not {"", ".", ".."}.isdisjoint(path.strip("/").split("/")) and path not in ("", "/")
+    if parts.scheme == "s3":
+        known = bool(_BUCKET_NAME.match(parts.netloc)) and not strange and not path.startswith("//")
+    else:
+        known = parts.scheme == "file" and not parts.netloc and path.strip("/") != ""
+    if not known or not (url + path).isprintable():
+        raise ValueError(f"an archive is s3://BUCKET/PREFIX or file:///PATH, not {url!r}")
+    return url
+
+
+def find_endpoint(endpoint: str | None) -> str | None:
+    """Return the endpoint that is given, or the environment's, None for AWS's own.
+
+    Raises ValueError for what is none: also for an empty one, which must not send anything to AWS.
+    """
+    if endpoint is None:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if not endpoint:
+            return None
+    try:
+        parts = urlsplit(endpoint)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or not endpoint.isprintable() or set(endpoint) & set(" @?#"):
+        raise ValueError("an archive's endpoint is http[s]://HOST[:PORT], without a user")
+    return endpoint
 
 
 def open_store(url: str, endpoint: str | None, request_size: int, *, make: bool) -> Any:
@@ -109,7 +143,6 @@ def open_store(url: str, endpoint: str | None, request_size: int, *, make: bool)
             raise FileNotFoundError(errno.ENOENT, "no archive is here", path)
         os.makedirs(path, 0o700, exist_ok=True)
         return LocalStore(path)
-    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     timeout_s = IDLE_TIMEOUT_S + request_size / REQUEST_RATE_MIN
     given: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     return S3Store.from_url(
@@ -171,6 +204,10 @@ class Bucket:
                 if "NoSuchBucket" in str(error):
                     raise
                 raise SnapshotTruncated(f"{self.place} has no {name} any more") from error
+            except BaseError as error:
+                if _is_beyond(str(error)):
+                    raise SnapshotTruncated(f"{name} ends before byte {start}") from error
+                raise
         if len(data) != size:
             raise SnapshotTruncated(f"{name} ends {size - len(data)} bytes early")
         return data
@@ -215,10 +252,27 @@ def error_of(error: BaseException, place: str) -> Exception:
         return TransportError(f"{place}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, NotImplementedError):
         return TransportError(f"{place}: this store does not do what an archive needs: {text}")
-    status, code, words = _STATUS.search(text), _CODE.search(text), _WORDS.search(text)
+    if isinstance(error, InvalidPathError):
+        return TransportError(
+            f"{place}: an object there has a name that no archive gives: remove it (a pull by its index"
+            f" needs no list): {shown(text)}"
+        )
+    if _ELSEWHERE in text:
+        return PeerRejected(HTTPStatus.MOVED_PERMANENTLY, f"{place}: the bucket is elsewhere; {_REGION}")
+    status, code, words = _status_of(text), _CODE.search(text), _WORDS.search(text)
     if status is None and not isinstance(error, FileNotFoundError):
-        return PeerUnreachable(f"{place}: {text.splitlines()[0]}")
-    number = int(status[1]) if status else HTTPStatus.NOT_FOUND
-    said = f"{code[1]}: {words[1]}" if code and words else HTTPStatus(number).phrase
+        return PeerUnreachable(f"{place}: {shown(' '.join(text.split()))}")
+    number = HTTPStatus.NOT_FOUND if status is None else status
+    said = shown(f"{code[1]}: {words[1]}") if code and words else _PHRASES.get(number, "no reason was given")
     advice = _ADVICE.get(code[1] if code else "") or _ADVICE.get(number)
     return PeerRejected(number, f"{place}: {said}" + (f"; {advice}" if advice else ""))
+
+
+def _status_of(text: str) -> int | None:
+    found = _STATUS.search(text)
+    return int(found[1]) if found else None
+
+
+def _is_beyond(text: str) -> bool:
+    """Whether an object has not even the first of the bytes that were asked for."""
+    return _status_of(text) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or _BEYOND in text

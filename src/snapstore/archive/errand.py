@@ -25,7 +25,7 @@ class Errand(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
         self._outcome: Future[T] = Future()
-        self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+        self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None] | None] = Future()
         self._thread = threading.Thread(target=self._run, name="snapstore-archive", daemon=True)
 
     def result(self) -> T:
@@ -33,10 +33,16 @@ class Errand(Generic[T]):
         return self._outcome.result()
 
     def _run(self) -> None:
+        main = self._main()
         try:
-            self._outcome.set_result(asyncio.run(self._main()))
+            self._outcome.set_result(asyncio.run(main))
         except BaseException as error:  # noqa: BLE001 - It crosses to the thread that waits.
             self._outcome.set_exception(error)
+        finally:
+            if not self._begun.done():  # There was no loop to be had: a process may be out of descriptors.
+                main.close()
+                self._coroutine.close()
+                self._begun.set_result(None)
 
     async def _main(self) -> T:
         self._begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
@@ -47,10 +53,10 @@ class Errand(Generic[T]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        loop, task = self._begun.result()
-        if task is not None:
+        begun = self._begun.result()
+        if begun is not None and begun[1] is not None:
             with contextlib.suppress(RuntimeError):  # The loop is closed: it came to its end by itself.
-                loop.call_soon_threadsafe(task.cancel)
+                begun[0].call_soon_threadsafe(begun[1].cancel)
         self._thread.join()
 
 

@@ -43,6 +43,9 @@ READ_SIZE_MAX = 16 * 1024 * 1024
 #: A manifest, and some fields around it.
 INVENTORY_SIZE_MAX = MANIFEST_SIZE_MAX + 1024
 
+#: So much is told of what is wrong with an inventory, in letters: it may quote what it has, of any length.
+_WORDS_MAX = 200
+
 #: Half of a SHA-256 in hexadecimal digits: no two contents meet, by chance or on purpose.
 _KEY_LENGTH = 32
 
@@ -163,9 +166,9 @@ class Inventory:
                 raise ValueError(f"its format is not {FORMAT}, its seal is wrong, or it is not canonical")
             return inventory
         except SnapshotCorrupt as error:
-            raise SnapshotCorrupt(f"in its inventory {error}") from error
+            raise SnapshotCorrupt(f"in its inventory {error}"[:_WORDS_MAX]) from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise SnapshotCorrupt(f"its inventory is broken: {error}") from error
+            raise SnapshotCorrupt(f"its inventory is broken: {error}"[:_WORDS_MAX]) from error
 
     def _check(self, index: int) -> None:
         part_size, chunk_size = self.part_size, self.manifest.chunk_size

@@ -44,8 +44,9 @@ async def upload(bucket: Bucket, inventory: Inventory, image: Image, progress: P
     async with aclosing(in_order(sendings(), at_once)) as sent:
         async for _ in sent:
             pass
-    if missing and (lost := inventory.missing(await sizes(bucket, inventory))):
-        raise TransportError(f"{bucket.place} took {lost[0].name} and does not list it: push again")
+    # Also where nothing was missing: a purge may have taken old parts while all of them were compared.
+    if lost := inventory.missing(await sizes(bucket, inventory)):
+        raise TransportError(f"{bucket.place} had {lost[0].name} and does not list it: push again")
     return sum(part.size for part in missing)
 
 

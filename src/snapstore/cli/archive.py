@@ -12,6 +12,7 @@ from snapstore.cli import stored
 from snapstore.cli.exits import ExitCode, UsageError
 from snapstore.cli.screen import format_size, transfer_bar
 from snapstore.directory import SnapshotDir
+from snapstore.errors import SnapstoreError
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +35,14 @@ def push(args: argparse.Namespace, screen: Screen) -> int:
         transfer_bar(screen, f"push {snapshot.meta.index}", snapshot.size) as progress,
     ):
         pushed = archive.push(snapshot, progress=progress)
-    removed = [] if args.keep is None else list(archive.purge(keep=args.keep))
+    verb = "the archive had" if pushed.existed else "archived"
+    words = f"{verb} snapshot {pushed.index} ({format_size(pushed.size)}, {pushed.digest}"
+    words += f", {format_size(pushed.sent)} sent)"
+    try:
+        removed = [] if args.keep is None else list(archive.purge(keep=args.keep))
+    except (SnapstoreError, OSError):
+        screen.note(f"{words}; what is older was not all removed")  # Else it looks as if nothing was done.
+        raise
     fields = {
         "index": pushed.index,
         "size": pushed.size,
@@ -43,10 +51,8 @@ def push(args: argparse.Namespace, screen: Screen) -> int:
         "existed": pushed.existed,
         "removed": removed,
     }
-    verb = "the archive had" if pushed.existed else "archived"
-    words = f"{verb} snapshot {pushed.index} ({format_size(pushed.size)}, {pushed.digest}"
     more = f", removed {', '.join(map(str, removed))}" if removed else ""
-    screen.result(fields, f"{words}, {format_size(pushed.sent)} sent){more}")
+    screen.result(fields, f"{words}{more}")
     return ExitCode.DONE
 
 

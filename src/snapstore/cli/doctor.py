@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,8 @@ def explain(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _existing(path: str) -> str:
+    with suppress(FileNotFoundError):  # Another error says more, as that this user may not look there.
+        os.stat(path)
     if not os.path.isdir(path):
         raise FileNotFoundError(errno.ENOENT, "no directory of snapshots is here", path)
     return path
@@ -73,7 +75,12 @@ def _row(found: Finding) -> tuple[str, ...]:
         words = f"{words}. It means: {found.means}. To do: {found.advice}."
     size = "" if found.size is None else format_size(found.size)
     age = "" if found.age_s is None else format_age(found.age_s)
-    return ascii(found.subject)[1:-1], size, age, found.level.value, words
+    return ascii(found.subject)[1:-1], size, age, found.level.value, _shown(words)
+
+
+def _shown(words: str) -> str:
+    """On any terminal, in one row: a marker may have been written by anybody, and paths have any letters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def format_age(age_s: float) -> str:
@@ -91,16 +98,22 @@ def _explained(explanation: Explanation) -> list[tuple[str, str]]:
             ("chunks", f"{len(manifest.chunk_digests)} of {format_size(manifest.chunk_size)}"),
             ("digest", saved.digest or "-"),
         ]
-    moment = datetime.fromtimestamp(explanation.saved_at_s, timezone.utc)
     rows += [
         ("size", f"{format_size(saved.size)} ({saved.size} bytes)"),
-        ("saved", f"{moment:%Y-%m-%d %H:%M:%S} UTC"),
-        ("file", f"{saved.path}, mode {explanation.mode:04o}, user {explanation.user}"),
+        ("saved", _moment(explanation.saved_at_s)),
+        ("file", f"{_shown(str(saved.path))}, mode {explanation.mode:04o}, user {explanation.user}"),
         ("store", _image(explanation.image)),
         ("read back", _read_back(explanation)),
-        ("state", explanation.problem or "ok"),
+        ("state", _shown(explanation.problem or "ok")),
     ]
     return rows
+
+
+def _moment(epoch_s: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(epoch_s, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{epoch_s:.0f} s after 1970, by a clock that was wrong"
 
 
 def _members(conf_state: ConfState) -> str:

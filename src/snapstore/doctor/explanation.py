@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapstore import disk
 from snapstore.doctor.image_kind import describe_image
-from snapstore.errors import SnapshotCorrupt
+from snapstore.errors import SnapshotCorrupt, SnapshotNotFound
 from snapstore.stored import SavedSnapshot, open_stored
 
 if TYPE_CHECKING:
@@ -74,13 +74,15 @@ def explain(
         name = disk.snapshot_name(index)
         with open_stored(directory, place / name, index, from_disk=read) as stored:
             saved, read_back, problem = stored.saved, None, stored.saved.problem
+            status = disk.regular_status(directory, name)
+            if status is None:  # The lease keeps purges off; a node may still find it broken meanwhile.
+                raise SnapshotNotFound(f"{saved.path} was set aside just now")
             if read:
                 try:
                     stored.verify(progress)
                     read_back = True
                 except SnapshotCorrupt as error:
                     read_back, problem = False, problem or str(error).removeprefix(f"{saved.path}: ")
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             return Explanation(
                 saved,
                 describe_image(stored.image()),

@@ -1,6 +1,6 @@
 """What was left over in a directory by savers, living and dead: found, and why it stays or goes. Reads only.
 
-What goes is decided by `disk.sweep` and `reception.sweep_partials`; here their rules are told, not
+What goes is decided by `disk.sweep` and `reception.stale_partials`; here their rules are told, not
 carried out. Whether a saver lives is seen by its lock, which is asked for, shared, and given back at once.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapstore import disk
 from snapstore.doctor.finding import Finding, Level
-from snapstore.reception import PARTIAL_AGE_MAX_S, PARTIALS_MAX, note_name, partial_name
+from snapstore.reception import note_name, partial_name, stale_partials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,39 +80,17 @@ def _temps(directory: int, names: Sequence[str], now_s: float) -> Iterator[Lefto
 
 
 def _partials(directory: int, names: Sequence[str], lowest: int, now_s: float) -> Iterator[Leftover]:
-    indexes = sorted({int(found[1], 16) for name in names if (found := _PART.match(name))})
-    statuses = {index: disk.regular_status(directory, partial_name(index)) for index in indexes}
-    changed_s = {
-        index: status.st_mtime if status and status.st_size else 0.0
-        for index, status in statuses.items()
-        if disk.name_taken(directory, partial_name(index))
-    }
-    youngest = sorted(changed_s, key=lambda index: (changed_s[index], index))[-PARTIALS_MAX:]
-    for index in indexes:
-        status, noted = statuses[index], disk.name_taken(directory, note_name(index))
-        if status is None:
-            lone = disk.regular_status(directory, note_name(index))
-            if lone:
-                yield _alone(note_name(index), index, lone, now_s, "a note without its chunks")
-            continue
-        name, note, age_s = partial_name(index), note_name(index) if noted else None, _age_s(status, now_s)
-        held = _is_held(directory, name)
-        if held is not False:
-            if held:
-                yield Leftover(name, index, status.st_size, age_s, True, None, note)
-            continue
-        why = None
-        if disk.name_taken(directory, disk.snapshot_name(index)):
-            why = "its snapshot is stored"
-        elif index < lowest:
-            why = "a newer snapshot is stored"
-        elif not status.st_size or not noted:
-            why = "it has no chunks" if noted else "nothing says of which snapshot it is"
-        elif now_s - changed_s[index] > PARTIAL_AGE_MAX_S:
-            why = f"nobody came back for it within {PARTIAL_AGE_MAX_S // 3600} h"
-        elif index not in youngest:
-            why = f"only the {PARTIALS_MAX} youngest are kept"
-        yield Leftover(name, index, status.st_size, age_s, False, why, note)
+    stale = stale_partials(directory, names, lowest, now_s)
+    for index in sorted({int(found[1], 16) for name in names if (found := _PART.match(name))}):
+        name, note = partial_name(index), note_name(index)
+        status, noted = disk.regular_status(directory, name), disk.regular_status(directory, note)
+        held = None if status is None else _is_held(directory, name)
+        if status and held is not None:
+            why = None if held else stale.get(index)
+            age_s = _age_s(status, now_s)
+            yield Leftover(name, index, status.st_size, age_s, held, why, note if noted else None)
+        elif status is None and noted and index in stale:
+            yield _alone(note, index, noted, now_s, "a note without its chunks")
 
 
 def _lone_manifests(directory: int, names: Sequence[str], now_s: float) -> Iterator[Leftover]:

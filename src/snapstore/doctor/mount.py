@@ -136,7 +136,7 @@ def find_mount(directory: int) -> Mount | None:
 
 def parse_mount(table: str, mount_id: int) -> Mount | None:
     """Return the mount with this number out of the text of a mountinfo; None where it has none."""
-    for line in table.splitlines():
+    for line in table.split("\n"):  # Other ends of lines stand in paths as they are.
         left, dash, right = line.partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         if dash and len(fields) > 5 and len(rest) > 1 and fields[0] == str(mount_id):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from snapstore.doctor.finding import Finding, Level
+from snapstore.room import RoomAccount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,11 +19,15 @@ INODES_FREE_MIN = 16
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much of a file system is free for this user, in bytes. None: it does not say, or has no limit."""
+    """How much of a file system is free for this user, in bytes. None: it does not say, or has no limit.
+
+    `reserve` is what no save takes of it, unless the node says otherwise.
+    """
 
     size: int
     free: int | None
     inodes_free: int | None
+    reserve: int = 0
 
     def has(self, size: int) -> bool:
         """Whether it is certain that `size` bytes are free."""
@@ -40,11 +45,16 @@ def look_at_room(directory: int) -> Room:
         status.f_blocks * status.f_frsize,
         status.f_bavail * status.f_frsize if status.f_blocks else None,
         status.f_favail if status.f_files else None,
+        RoomAccount(lambda: status).measure().reserve,
     )
 
 
 def judge_room(room: Room, wanted: int | None) -> Iterator[Finding]:
-    """Yield whether a snapshot of `wanted` bytes fits, None where there is none to go by, and its names."""
+    """Yield whether a snapshot of `wanted` bytes fits, None where there is none to go by, and its names.
+
+    By the rule by which a SnapshotDir refuses a save.
+    """
+    needed = room.reserve + (wanted or 1)
     if room.free is None:
         yield Finding(
             "room-unknown",
@@ -54,12 +64,13 @@ def judge_room(room: Room, wanted: int | None) -> Iterator[Finding]:
             "whether the next snapshot fits is not known before it comes",
             "use a disk with ext4, xfs or btrfs",
         )
-    elif wanted is not None and room.free < wanted:
+    elif room.free < needed:
         yield Finding(
             "room",
             "room",
             Level.PROBLEM,
-            f"less room is free than the newest snapshot takes ({wanted} bytes)",
+            f"free of {room.size} bytes; one as large as the newest needs {needed}, of which"
+            f" {room.reserve} stay free",
             "the next one will be refused for lack of room, and the node stays behind",
             "free some space, `snapstore purge DIR --keep N`, or use a larger disk",
             size=room.free,

@@ -6,6 +6,7 @@ Where an fsync had failed, all snapshots are read back, and those found broken a
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from snapstore.doctor.finding import Finding, Level
 from snapstore.errors import SnapstoreError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
 
@@ -48,11 +48,13 @@ def treat(path: str | os.PathLike[str]) -> Treatment:
     """Sweep the existing directory at `path`; takes as long as reading it all where an fsync had failed.
 
     Raises nothing that a SnapshotDir's opening raises: why it was refused is part of what is returned.
+    OSError where there is no directory, or it cannot be listed.
     """
+    before = set(os.listdir(path))
     try:
         with _Opening(path) as directory:
-            broken = tuple(found.path.name for found in directory.broken())
-            return Treatment(tuple(directory.swept), broken)
+            broken = [found.path.name for found in directory.broken()]
+            return Treatment(tuple(directory.swept), tuple(name for name in broken if name not in before))
     except (OSError, SnapstoreError) as error:
         return Treatment(refused=str(error))
 
