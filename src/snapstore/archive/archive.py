@@ -32,7 +32,7 @@ from snapstore.meta import check_index
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from snapstore._fastpipe import Progress
+    from snapstore._fastpipe import Progress, Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot, StoredSnapshot
 
@@ -78,17 +78,25 @@ class Archive:
     that obstore made, of whatever kind. `endpoint` is the URL of a server that speaks S3 and is not
     AWS's. Credentials come from the environment, as for AWS's own tools. `part_size` in bytes: what a
     break can cost, and PARTS_AT_ONCE times that is a push's memory; it grows where a snapshot needs it.
+    `throttle` says how fast a push may go beside what else the node sends, which comes first; a pull
+    keeps to its directory's.
 
     Raises ValueError for what is no archive's URL. Every call raises PeerRejected with the store's
     reason and what to do, PeerUnreachable where nobody answers, and TransportError without credentials.
     """
 
     def __init__(
-        self, url: str | Any, *, endpoint: str | None = None, part_size: int = PART_SIZE_DEFAULT
+        self,
+        url: str | Any,
+        *,
+        endpoint: str | None = None,
+        part_size: int = PART_SIZE_DEFAULT,
+        throttle: Throttle | None = None,
     ) -> None:
         self._url = check_url(url) if isinstance(url, str) else url
         self._endpoint = endpoint
         self._part_size = part_size
+        self._throttle = throttle
 
     def push(self, stored: StoredSnapshot, *, progress: Progress | None = None) -> PushedSnapshot:
         """Put `stored` into the archive; it is there when this returned, and before that it is not.
@@ -114,7 +122,7 @@ class Archive:
         wanted = theirs or ours
         if theirs is not None and not theirs.missing(await sizes(bucket, theirs)):
             return _pushed(ours, 0, existed=True)
-        sent = await upload(bucket, wanted, stored.image(), progress)
+        sent = await upload(bucket, wanted, stored.image(), progress, self._throttle)
         if theirs is None and not await bucket.create(inventory_name(ours.index), ours.to_bytes()):
             await _give_way(bucket, ours)
         return _pushed(ours, sent, existed=False)
