@@ -30,11 +30,12 @@ logger = logging.getLogger("snapstore")
 #: PySyncObj's).
 PERIOD_S = 0.1
 
-#: From this strain on transfers yield: with 1 it would be too late already.
-STRAIN_HIGH = 0.7
+#: From this strain on transfers yield: with 1 it would be too late already, and what they have in the
+#: disk's queue by then is still to be waited for.
+STRAIN_HIGH = 0.5
 
 #: Up to this strain they take room back; between the two all stays as it is.
-STRAIN_LOW = 0.4
+STRAIN_LOW = 0.25
 
 #: What they are slowed down to at once, and sped up by in each period.
 YIELD_FACTOR = 0.5

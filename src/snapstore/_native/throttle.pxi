@@ -92,15 +92,14 @@ cdef void throttle_change(ThrottleState* throttle, uint64_t rate) noexcept nogil
     atomic_write_u64(&throttle.rate, rate)
 
 
-cdef int throttle_wait(ThrottleState* throttle, uint64_t count, bint urgent, Pulse* pulse) noexcept nogil:
+cdef int throttle_wait(ThrottleState* throttle, uint64_t count, uint64_t rate, bint urgent,
+                       Pulse* pulse) noexcept nogil:
     """Wait until `count` bytes may go; 0, SIGNALLED or CANCELLED. A change of the rate counts at once."""
     cdef int64_t began = now_ns(), now = began, start
     cdef int64_t latest = began + <int64_t>(count * 1e9 / RATE_LEAST)
-    cdef uint64_t rate = atomic_read_u64(&throttle.rate), changed
+    cdef uint64_t changed
     cdef timespec slice
     cdef int code = 0
-    if rate == 0:
-        return 0
     start = throttle_take(throttle, count, rate, urgent, now, latest)
     while now < start and code == 0:
         slice.tv_sec = 0
@@ -121,7 +120,8 @@ cdef int throttle_wait(ThrottleState* throttle, uint64_t count, bint urgent, Pul
 
 cdef int pace(Pulse* pulse, uint64_t count) noexcept nogil:
     atomic_add_u64(&pulse.throttle.bytes, count)
-    return throttle_wait(pulse.throttle, count, pulse.urgent, pulse)
+    cdef uint64_t rate = atomic_read_u64(&pulse.throttle.rate)
+    return throttle_wait(pulse.throttle, count, rate, pulse.urgent, pulse) if rate else 0
 
 
 cdef inline int pace_out(Pulse* pulse, uint64_t count) noexcept nogil:

@@ -172,6 +172,20 @@ COMMANDS: tuple[Command, ...] = (
                 action="store_true",
                 help="of raft: play it again with PySyncObj's own dumps, and compare",
             ),
+            _argument(
+                "--paced",
+                action="store_true",
+                help="of raft: play it again with transfers that yield to the nodes' ticks, and compare",
+            ),
+            _argument(
+                "--kv-dir",
+                metavar="DIR",
+                help="of raft: where the nodes' stores lie apart from their logs, as /dev/shm",
+            ),
+            _argument(
+                "--fsync-log", action="store_true", help="of raft: nodes fsync their logs in each tick"
+            ),
+            _argument("--busy-disk", action="store_true", help="of raft: beside one who writes and fsyncs"),
         ),
         "A leader process fills an LMDB store and goes on writing to it while a snapshot of it is pinned and "
         "sent to a follower process, which saves it durably and restores it. Then the restored store is "
