@@ -95,7 +95,9 @@ def test_the_same_with_paced_transfers_durable_logs_and_a_busy_disk(tmp_path):
     logs, stores = tmp_path / "logs", tmp_path / "stores"
     logs.mkdir()
     stores.mkdir()
-    report = play(logs, "--kv-dir", stores, "--size", "8MiB", "--paced", "--fsync-log", "--busy-disk")
+    report = play(
+        logs, "--kv-dir", stores, "--size", "8MiB", "--paced", "--fsync-log", "--busy-disk", "20MB/s"
+    )
     check(report["paced"])
     assert names(logs) == names(stores) == []
 

@@ -185,7 +185,12 @@ COMMANDS: tuple[Command, ...] = (
             _argument(
                 "--fsync-log", action="store_true", help="of raft: nodes fsync their logs in each tick"
             ),
-            _argument("--busy-disk", action="store_true", help="of raft: beside one who writes and fsyncs"),
+            _argument(
+                "--busy-disk",
+                metavar="RATE",
+                type=checked(parse_throttle),
+                help="of raft: with a neighbour who writes and fsyncs so many bytes a second, as 20MB/s",
+            ),
         ),
         "A leader process fills an LMDB store and goes on writing to it while a snapshot of it is pinned and "
         "sent to a follower process, which saves it durably and restores it. Then the restored store is "

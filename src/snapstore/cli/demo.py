@@ -35,7 +35,7 @@ _RAFT_OPTIONS = ("kv_dir", "baseline", "paced", "fsync_log", "busy_disk")
 
 RAFT_USAGE = (
     "snapstore demo raft [--nodes N] [--size SIZE] [--dir DIR] [--kv-dir DIR] [--baseline] [--paced]"
-    " [--fsync-log] [--busy-disk] [--json]"
+    " [--fsync-log] [--busy-disk RATE] [--json]"
 )
 
 

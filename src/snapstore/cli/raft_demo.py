@@ -27,6 +27,7 @@ from snapstore.cli.raft_demo_report import Final, Outcome, RaftReport, Span
 from snapstore.cli.raft_demo_store import FILL_STEP_SIZE, WRITE_WINDOW
 
 if TYPE_CHECKING:
+    from snapstore._fastpipe import Throttle
     from snapstore.cli.demo_cast import Event
     from snapstore.cli.screen import Screen
 
@@ -65,13 +66,14 @@ def run(
     baseline: bool = False,
     paced: bool = False,
     fsync_log: bool = False,
-    busy_disk: bool = False,
+    busy_disk: Throttle | None = None,
 ) -> int:
     """Play it all; OUTCOME_BAD when nodes differ, or elections were held, or the snapshot never came.
 
-    In a directory below `parent`, or below $TMPDIR, and the stores below `kv_dir`, if given. `busy_disk`
-    has a neighbour write beside the nodes all the time. `paced` and `baseline` are ways that are played
-    besides. Raises OSError when there is too little room, and ChildDied when a process ends too soon.
+    In a directory below `parent`, or below $TMPDIR, and the stores below `kv_dir`, if given. With
+    `busy_disk` a neighbour writes beside the nodes all the time, at that rate. `paced` and `baseline` are
+    ways that are played besides. Raises OSError when there is too little room, and ChildDied when a
+    process ends too soon.
     """
     with (
         interruptible(),
@@ -107,7 +109,7 @@ def _play(
     screen: Screen,
     way: str,
     *,
-    busy_disk: bool,
+    busy_disk: Throttle | None,
     **options: bool,
 ) -> Outcome:
     """Play one way in directories of its own, which are gone at the end; `options` are those of `Setup`."""
@@ -117,8 +119,8 @@ def _play(
         os.mkdir(place)
     with reserved_addresses(2 * nodes) as addresses, Cast(directory) as cast:
         setups = make_setups(directory, kv_directory, addresses, map_size=4 * size + 1024**3, **options)
-        if busy_disk:
-            cast.start("neighbour", "snapstore.cli.raft_demo_neighbour", directory)
+        if busy_disk is not None:
+            cast.start("neighbour", "snapstore.cli.raft_demo_neighbour", directory, busy_disk.rate)
         outcome = _Play(cast, setups, size, screen).run()
     for place in set(places):
         shutil.rmtree(place)

@@ -1,34 +1,32 @@
 """The raft demo's neighbour, a process of its own: it keeps the disk busy, as others do on a shared one.
 
-`python -m snapstore.cli.raft_demo_neighbour DIRECTORY`. It must not know the nodes. Writes and fsyncs, again
-and again over one file, until its parent has gone.
+`python -m snapstore.cli.raft_demo_neighbour DIRECTORY RATE`, in bytes/s. It must not know the nodes.
+Writes and fsyncs, again and again over one file, until its parent has gone.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from itertools import cycle
 
+from snapstore import _fastpipe
+from snapstore._fastpipe import Throttle
 from snapstore.cli.demo_child import Parent
 
 #: What is written between two fsyncs, in bytes: a database's commit with some of its pages.
 WRITE_SIZE = 4 * 1024 * 1024
 
-#: How large its file gets, in bytes.
-FILE_SIZE = 64 * 1024 * 1024
 
-
-def main(directory: str) -> None:
+def main(directory: str, rate: int) -> None:
     """Write until the parent's end, which ends this process."""
     Parent()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fd = os.open(os.path.join(directory, "neighbour"), flags, 0o600)
-    data = os.urandom(WRITE_SIZE)
-    for offset in cycle(range(0, FILE_SIZE, WRITE_SIZE)):
-        os.pwrite(fd, data, offset)
-        os.fsync(fd)
+    throttle, data = Throttle(rate), os.urandom(WRITE_SIZE)
+    with open(os.path.join(directory, "neighbour"), "xb", buffering=0) as file:
+        while True:
+            file.seek(0)
+            _fastpipe.send(data, file.fileno(), throttle=throttle)
+            os.fsync(file.fileno())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))
