@@ -94,11 +94,11 @@ class Pacer:
         """Leave the throttles as they are, at `rate_max`. May come twice."""
         with self._lock:
             self._closed = True
+            for governed in self._governed:
+                governed.throttle.rate = self._rate_max
         self._timer.cancel()
         if self._own_clock is not None:
             self._own_clock.close()
-        for governed in self._governed:
-            governed.throttle.rate = self._rate_max
 
     def _decide(self) -> None:
         if self._strain is not None:
@@ -111,12 +111,13 @@ class Pacer:
             if self._closed:
                 return
             self._timer = self._clock.call_later(self._period_s, self._decide)
-        for governed in self._governed:
-            moved = governed.rate_moved(self._period_s)
-            if worst >= STRAIN_HIGH:
-                self._yield(governed.throttle, moved)
-            elif worst <= STRAIN_LOW:
-                self._recover(governed.throttle, moved)
+            # Under the lock, as in `close`: whichever comes last has the last word on the rates.
+            for governed in self._governed:
+                moved = governed.rate_moved(self._period_s)
+                if worst >= STRAIN_HIGH:
+                    self._yield(governed.throttle, moved)
+                elif worst <= STRAIN_LOW:
+                    self._recover(governed.throttle, moved)
 
     def _yield(self, throttle: Throttle, moved: int) -> None:
         """Halve what is moved, which may be less than what is allowed."""
