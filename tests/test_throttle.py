@@ -85,14 +85,19 @@ def test_many_share_one_rate(background):
     assert_paced(time.monotonic() - began_s, 3 * MIB, 8 * MIB, transfers=3)
 
 
-def test_a_change_counts_at_once_for_those_who_wait(background):
-    throttle = Throttle(RATE_LIMIT_MIN)  # A MiB takes 16 s.
-    progress = Progress()
-    sent = background(send, throttle, progress=progress)
-    while not progress.bytes:
+@pytest.mark.parametrize("rate", [None, 100 * MIB])
+def test_a_change_counts_at_once_for_those_who_wait(background, rate):
+    throttle, slower = Throttle(RATE_LIMIT_MIN), Progress()
+    sent = background(send, throttle)
+    while throttle.bytes < 2 * PIECE_SIZE:  # The second piece waits for 4 s.
         os.sched_yield()
-    throttle.rate = None
-    assert sent.result() < 10
+    reference = background(send, Throttle(MIB // 2), progress=slower)
+    throttle.rate = rate
+    sent.result()
+    assert not reference.done()
+    slower.cancel()
+    with pytest.raises(PipeClosed):
+        reference.result()
 
 
 def test_who_waits_can_be_stopped(background):
