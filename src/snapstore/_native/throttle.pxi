@@ -111,8 +111,6 @@ cdef int throttle_wait(ThrottleState* throttle, uint64_t count, uint64_t rate, b
         if changed != rate:
             start = min(latest, stretched(start, now, rate, changed))
             rate = changed
-        if rate == 0:
-            break
     if now > began:
         atomic_add_u64(&throttle.waited_ns, now - began)
     return code
