@@ -6,7 +6,7 @@ On a quiet machine it is less than one in a hundred. The floor only catches what
 from snapstore import Throttle, _fastpipe
 
 #: A wait, or a look at the clock, for each piece would cost far more.
-THROTTLE_FLOOR = 0.85
+THROTTLE_FLOOR = 0.7
 
 
 def test_a_throttle_without_a_limit(pairs, neighbour, data):
