@@ -5,7 +5,7 @@ On a quiet machine it is less than one in a hundred. The floor only catches what
 
 from snapstore import Throttle, _fastpipe
 
-#: A wait, or a look at the clock, for each piece would cost far more.
+#: A wait for each piece would cost far more.
 THROTTLE_FLOOR = 0.7
 
 
