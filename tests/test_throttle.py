@@ -77,6 +77,12 @@ def test_frames_are_saved_at_the_rate(tmp_path, background):
     assert throttle.bytes == MIB
 
 
+def test_after_a_pause_nothing_gushes():
+    throttle = Throttle(4 * MIB)
+    send(Throttle(3 * MIB))  # A pause of a third of a second.
+    assert_paced(send(throttle), MIB, 4 * MIB)
+
+
 def test_many_share_one_rate(background):
     throttle = Throttle(8 * MIB)
     began_s = time.monotonic()
