@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pysyncobj import FAIL_REASON, replicated
 
+from snapstore._fastpipe import Throttle
 from snapstore.cli.demo_child import Parent
 from snapstore.cli.raft_demo_dumps import Setup, open_dumps
 from snapstore.cli.raft_demo_node import Node
@@ -63,14 +64,14 @@ def times(txn, key):
 class Member(Node):
     """Writes as long as it is told to, and audits what it has."""
 
-    def __init__(self, parent, dumps, store, client, acks):
+    def __init__(self, parent, dumps, store, throttle, client, acks):
         self._client = client
         self._acks = Path(acks)
         self._own_acks = os.open(self._acks / client, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         self._writing = True
         self._number = self._turn = 0
         self._under_way = {}
-        super().__init__(parent, dumps, store)
+        super().__init__(parent, dumps, store, throttle)
 
     def _on_tick(self):
         super()._on_tick()
@@ -151,8 +152,9 @@ class Member(Node):
 def main(setup, client, acks):
     logging.basicConfig(level=logging.INFO, format=f"{client} %(asctime)s %(levelname)s %(message)s")
     parent = Parent()
-    with open_dumps(setup) as dumps:
-        Member(parent, dumps, AuditedStore(setup, dumps, **QUICK), client, acks).serve()
+    throttle = Throttle()
+    with open_dumps(setup, throttle) as dumps:
+        Member(parent, dumps, AuditedStore(setup, dumps, **QUICK), throttle, client, acks).serve()
 
 
 if __name__ == "__main__":

@@ -81,6 +81,25 @@ def test_a_largest_rate_is_kept_to():
     assert node.pass_on(20) == 10 * MIB
 
 
+def test_it_is_halved_from_what_is_moved_however_much_is_allowed():
+    node = Node(moved=10 * MIB, rate_max=100 * MIB)
+    node.strain = STRAIN_HIGH
+    assert node.pass_on() == 5 * MIB
+
+
+def test_a_decision_under_way_when_it_is_closed_is_not_taken():
+    clock, throttle = FakeClock(), FakeThrottle()
+
+    def end():
+        throttle.bytes += 10 * MIB
+        pacer.close()
+        return 1.0
+
+    pacer = Pacer([throttle], end, rate_max=20 * MIB, clock=clock)
+    clock.advance(PERIOD_S)
+    assert throttle.rate == 20 * MIB
+
+
 def test_who_moves_nothing_has_nothing_to_yield():
     node = Node(moved=0)
     node.strain = 1.0

@@ -28,6 +28,7 @@ SPAN = Span(
     elapsed_s=2.0,
     commits_per_s=900.0,
     cpu_s=0.5,
+    waited_s=0.0,
     memory=Memory(anonymous_growth=1024, resident_peak=2048),
     stalls=Stalls(ticks=200, p50_s=0.0, p99_s=0.02, max_s=0.1),
 )
@@ -85,7 +86,20 @@ def test_the_same_with_more_nodes_and_beside_pysyncobjs_own_dumps(tmp_path):
     check(report["tickets"])
     check(report["own_dumps"])
     assert len(report["own_dumps"]["finals"]) == 5
+    assert report["paced"] is None
     assert names(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_the_same_with_paced_transfers_durable_logs_and_a_busy_disk(tmp_path):
+    logs, stores = tmp_path / "logs", tmp_path / "stores"
+    logs.mkdir()
+    stores.mkdir()
+    report = play(
+        logs, "--kv-dir", stores, "--size", "8MiB", "--paced", "--fsync-log", "--busy-disk", "20MB/s"
+    )
+    check(report["paced"])
+    assert names(logs) == names(stores) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -124,8 +138,11 @@ def test_one_without_room_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--baseline",), "belong to the raft demo"),
-        (("--nodes", "3"), "belong to the raft demo"),
+        (("--baseline",), "belongs to the raft demo"),
+        (("--nodes", "3"), "belongs to the raft demo"),
+        (("--kv-dir", "/tmp"), "--kv-dir belongs to the raft demo"),
+        (("--paced",), "--paced belongs to the raft demo"),
+        (("--fsync-log",), "--fsync-log belongs to the raft demo"),
         (("raft", "--nodes", "2"), "no majority without one of them"),
         (("swim",), "invalid choice: 'swim'"),
     ],
@@ -171,13 +188,21 @@ def test_whatever_is_wrong_is_named_and_makes_the_outcome_bad(capsys, outcome, w
     assert show(report, JsonScreen()) == ExitCode.OUTCOME_BAD
     assert json.loads(capsys.readouterr().out)["identical"] is False
     # PySyncObj's own way is shown, and judged by nobody.
-    assert show(RaftReport(3, "ext4 on /dev/vda", OUTCOME, outcome), PlainScreen()) == ExitCode.DONE
+    assert show(RaftReport(3, "ext4 on /dev/vda", OUTCOME, own_dumps=outcome), PlainScreen()) == ExitCode.DONE
+    assert words in capsys.readouterr().out
+    # Where paced transfers were asked for, the others show what happens without.
+    report = RaftReport(3, "ext4 on /dev/vda", outcome, paced=OUTCOME)
+    assert show(report, PlainScreen()) == ExitCode.DONE
+    assert words in capsys.readouterr().out
+    assert (
+        show(RaftReport(3, "ext4 on /dev/vda", OUTCOME, paced=outcome), PlainScreen()) == ExitCode.OUTCOME_BAD
+    )
     assert words in capsys.readouterr().out
 
 
 def test_both_ways_stand_beside_each_other(capsys):
     never = replace(OUTCOME, caught_up_s=None, handed_over_s=None)
-    assert show(RaftReport(3, "ext4 on /dev/vda", OUTCOME, never), PlainScreen()) == ExitCode.DONE
+    assert show(RaftReport(3, "ext4 on /dev/vda", OUTCOME, own_dumps=never), PlainScreen()) == ExitCode.DONE
     out = capsys.readouterr().out
     assert "tickets" in out.splitlines()[0]
     assert "PySyncObj's own dumps" in out.splitlines()[0]

@@ -112,7 +112,7 @@ def test_nothing_is_lost_or_differs_whoever_is_killed_whenever(tmp_path, monkeyp
     seed = int(os.environ.get("KILLS_SEED", SEED))
     print(f"seed {seed}, {ROUNDS} rounds")
     with reserved_addresses(6) as addresses, Cast(str(tmp_path)) as cast:
-        setups = make_setups(str(tmp_path), addresses, own_dumps=False, map_size=MAP_SIZE)
+        setups = make_setups(str(tmp_path), str(tmp_path), addresses, map_size=MAP_SIZE)
         cluster = Cluster(cast, setups, tmp_path)
         acked = 0
         for number in range(ROUNDS):

@@ -7,10 +7,11 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from paced import DATA, MIB, assert_paced, assert_shared, drain, send
+from paced import DATA, MIB, PIECE_SIZE, assert_paced, assert_shared, drain, send
 from snapstore import _fastpipe
 from snapstore._fastpipe import RATE_LIMIT_MIN, Progress, Throttle
 from snapstore.errors import PipeClosed
@@ -76,6 +77,12 @@ def test_frames_are_saved_at_the_rate(tmp_path, background):
     assert throttle.bytes == MIB
 
 
+def test_after_a_pause_nothing_gushes():
+    throttle = Throttle(4 * MIB)
+    send(Throttle(3 * MIB))  # A pause of a third of a second.
+    assert_paced(send(throttle), MIB, 4 * MIB)
+
+
 def test_many_share_one_rate(background):
     throttle = Throttle(8 * MIB)
     began_s = time.monotonic()
@@ -84,14 +91,19 @@ def test_many_share_one_rate(background):
     assert_paced(time.monotonic() - began_s, 3 * MIB, 8 * MIB, transfers=3)
 
 
-def test_a_change_counts_at_once_for_those_who_wait(background):
-    throttle = Throttle(RATE_LIMIT_MIN)  # A MiB takes 16 s.
-    progress = Progress()
-    sent = background(send, throttle, progress=progress)
-    while not progress.bytes:
+@pytest.mark.parametrize("rate", [None, 100 * MIB])
+def test_a_change_counts_at_once_for_those_who_wait(background, rate):
+    throttle, slower = Throttle(RATE_LIMIT_MIN), Progress()
+    sent = background(send, throttle)
+    while throttle.bytes < 2 * PIECE_SIZE:  # The second piece waits for 4 s.
         os.sched_yield()
-    throttle.rate = None
-    assert sent.result() < 10
+    reference = background(send, Throttle(MIB // 2), progress=slower)
+    throttle.rate = rate
+    sent.result()
+    assert not reference.done()
+    slower.cancel()
+    with pytest.raises(PipeClosed):
+        reference.result()
 
 
 def test_who_waits_can_be_stopped(background):
@@ -109,11 +121,60 @@ def test_beside_the_urgent_others_have_their_share_and_no_more(background):
     assert_shared(background, lambda throttle, low: send(throttle, DATA * 2, urgent=False, progress=low))
 
 
+def test_who_waits_long_for_its_turn_is_urgent_all_the_while(background):
+    throttle = Throttle(640 * 1024)  # A turn every 0.4 s.
+    urgent = background(send, throttle)
+    while throttle.bytes < 2 * PIECE_SIZE:
+        os.sched_yield()
+    send(Throttle(900 * 1024), DATA[: 2 * PIECE_SIZE])  # A quarter of a second, in which it does not ask.
+    low = Progress()
+    patient = background(send, throttle, DATA, urgent=False, progress=low)
+    urgent.result()
+    assert low.bytes <= 2 * PIECE_SIZE  # One that went at once, and one that waits.
+    low.cancel()
+    with pytest.raises(PipeClosed):
+        patient.result()
+
+
+def test_nobody_waits_longer_than_with_the_lowest_limit_to_itself(background):
+    throttle, progress = Throttle(RATE_LIMIT_MIN), Progress()
+    first = background(send, throttle, progress=progress)
+    while throttle.bytes < 2 * PIECE_SIZE:
+        os.sched_yield()
+    for urgent in (True, False) * 5:  # Each would wait for some seconds behind the one before it.
+        send(throttle, DATA[:1024], urgent=urgent)
+    assert progress.bytes == 2 * PIECE_SIZE
+    progress.cancel()
+    with pytest.raises(PipeClosed):
+        first.result()
+
+
+@pytest.mark.slow
+def test_what_went_beyond_the_rate_for_that_reason_holds_nobody_back_later(background):
+    throttle, count = Throttle(MIB), 32
+    with ThreadPoolExecutor(count) as crowd:  # Half of the lowest limit for each.
+        for sent in [crowd.submit(send, throttle, DATA[: 2 * PIECE_SIZE]) for _ in range(count)]:
+            sent.result()
+    slower = background(send, Throttle(MIB // 2))
+    send(throttle)
+    assert not slower.done()
+
+
+def test_changes_of_the_rate_let_nothing_through(background):
+    throttle, size = Throttle(MIB), 3 * PIECE_SIZE
+    sent = background(send, throttle, DATA[:size])
+    changes = 0
+    while not sent.done():
+        changes += 1
+        throttle.rate = MIB + changes % 2
+        os.sched_yield()
+    assert_paced(sent.result(), size, MIB)
+    assert changes > 10
+
+
 @pytest.mark.parametrize("rate", [0, RATE_LIMIT_MIN - 1, -1, 10**16])
 def test_a_rate_at_which_peers_give_up_is_refused(rate):
     throttle = Throttle(4 * MIB)
     with pytest.raises(ValueError, match="take a transfer for stalled"):
         throttle.rate = rate
-    with pytest.raises(ValueError, match="take a transfer for stalled"):
-        Throttle(share_min=rate)
     assert throttle.rate == 4 * MIB

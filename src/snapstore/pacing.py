@@ -30,11 +30,12 @@ logger = logging.getLogger("snapstore")
 #: PySyncObj's).
 PERIOD_S = 0.1
 
-#: From this strain on transfers yield: with 1 it would be too late already.
-STRAIN_HIGH = 0.7
+#: From this strain on transfers yield: with 1 it would be too late already, and what they have in the
+#: disk's queue by then is still to be waited for.
+STRAIN_HIGH = 0.5
 
 #: Up to this strain they take room back; between the two all stays as it is.
-STRAIN_LOW = 0.4
+STRAIN_LOW = 0.25
 
 #: What they are slowed down to at once, and sped up by in each period.
 YIELD_FACTOR = 0.5
@@ -93,11 +94,11 @@ class Pacer:
         """Leave the throttles as they are, at `rate_max`. May come twice."""
         with self._lock:
             self._closed = True
+            for governed in self._governed:
+                governed.throttle.rate = self._rate_max
         self._timer.cancel()
         if self._own_clock is not None:
             self._own_clock.close()
-        for governed in self._governed:
-            governed.throttle.rate = self._rate_max
 
     def _decide(self) -> None:
         if self._strain is not None:
@@ -110,12 +111,13 @@ class Pacer:
             if self._closed:
                 return
             self._timer = self._clock.call_later(self._period_s, self._decide)
-        for governed in self._governed:
-            moved = governed.rate_moved(self._period_s)
-            if worst >= STRAIN_HIGH:
-                self._yield(governed.throttle, moved)
-            elif worst <= STRAIN_LOW:
-                self._recover(governed.throttle, moved)
+            # Under the lock, as in `close`: whichever comes last has the last word on the rates.
+            for governed in self._governed:
+                moved = governed.rate_moved(self._period_s)
+                if worst >= STRAIN_HIGH:
+                    self._yield(governed.throttle, moved)
+                elif worst <= STRAIN_LOW:
+                    self._recover(governed.throttle, moved)
 
     def _yield(self, throttle: Throttle, moved: int) -> None:
         """Halve what is moved, which may be less than what is allowed."""

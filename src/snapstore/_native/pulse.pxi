@@ -29,6 +29,7 @@ cdef enum:
 cdef struct ProgressState:
     uint64_t bytes
     int cancelled
+    ProgressState* whole         # that this is a part of; NULL: of none
 
 cdef struct ThrottleState        # throttle.pxi has it
 
@@ -68,10 +69,18 @@ cdef int run_signal_handlers() noexcept with gil:
     return PyErr_CheckSignals()
 
 
+cdef bint progress_cancelled(const ProgressState* progress) noexcept nogil:
+    while progress != NULL:
+        if atomic_read_int(&progress.cancelled):
+            return True
+        progress = progress.whole
+    return False
+
+
 cdef int pulse_check(Pulse* pulse) noexcept nogil:
     """0 to go on, SIGNALLED or CANCELLED. Cheap enough for every piece of work."""
     cdef int64_t now
-    if pulse.progress != NULL and atomic_read_int(&pulse.progress.cancelled):
+    if progress_cancelled(pulse.progress):
         return CANCELLED
     if not pulse.on_main:
         return 0
@@ -119,8 +128,10 @@ cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
 
 
 cdef inline void pulse_moved(Pulse* pulse, uint64_t count) noexcept nogil:
-    if pulse.progress != NULL:
-        atomic_add_u64(&pulse.progress.bytes, count)
+    cdef ProgressState* progress = pulse.progress
+    while progress != NULL:
+        atomic_add_u64(&progress.bytes, count)
+        progress = progress.whole
 
 
 # Waits for another thread of the core: by the steady clock, and in slices too.

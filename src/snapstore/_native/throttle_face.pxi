@@ -1,7 +1,8 @@
 # The face of a throttle.
 
-RATE_LIMIT_MIN = 64 * 1024
-"""The lowest limit, in bytes/s: four times the least rate at which a peer counts as alive."""
+RATE_LIMIT_MIN = RATE_LEAST
+"""The lowest limit, and what each transfer has in any case, in bytes/s: four times the least rate at which a peer
+counts as alive."""
 
 cdef uint64_t check_rate_limit(rate) except? 0xBAD:
     if not RATE_LIMIT_MIN <= rate <= 10 ** 15:
@@ -14,14 +15,14 @@ cdef class Throttle:
     """How many bytes a second all transfers that are given it may move, together.
 
     `rate` in bytes/s, at least RATE_LIMIT_MIN; None for no limit. While a transfer that is urgent runs,
-    those that are not have `share_min` bytes/s of that together, and else all of it. Made once for a
-    node and shared: any thread may use it, and change it while transfers run.
+    those that are not have an eighth of that together, and else all of it. Each transfer has
+    RATE_LIMIT_MIN in any case, so that many at a low rate are faster together than it says. Made once for
+    a node and shared: any thread may use it, and change it while transfers run.
     """
 
     cdef ThrottleState state
 
-    def __init__(self, rate=None, *, share_min=RATE_LIMIT_MIN):
-        self.state.share_min = check_rate_limit(share_min)
+    def __init__(self, rate=None):
         self.state.urgent_ns = -URGENT_NS
         self.rate = rate
 
@@ -32,13 +33,8 @@ cdef class Throttle:
 
     @rate.setter
     def rate(self, rate):
-        cdef uint64_t wanted = 0 if rate is None else check_rate_limit(rate)
-        cdef int64_t now = now_ns()
-        # What was taken at the old rate is forgotten: whoever waits asks anew.
-        atomic_write_u64(&self.state.rate, wanted)
-        atomic_write_i64(&self.state.free_ns, now)
-        atomic_write_i64(&self.state.share_free_ns, now)
-        atomic_add_u64(&self.state.changes, 1)
+        # One at a time: the GIL is held.
+        throttle_change(&self.state, 0 if rate is None else check_rate_limit(rate))
 
     @property
     def bytes(self):

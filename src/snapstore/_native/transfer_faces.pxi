@@ -1,9 +1,18 @@
 # The transfers' faces: hold what is borrowed, leave the GIL once, name what came of it.
 
 cdef class Progress:
-    """How far a transfer is, to be looked at from any thread while it runs."""
+    """How far a transfer is, to be looked at from any thread while it runs.
+
+    A part of `whole`, where that is given: what passes counts there, too, and to cancel that cancels this.
+    """
 
     cdef ProgressState state
+    cdef Progress whole
+
+    def __init__(self, Progress whole=None):
+        self.whole = whole
+        if whole is not None:
+            self.state.whole = &whole.state
 
     @property
     def bytes(self):
@@ -13,7 +22,7 @@ cdef class Progress:
     @property
     def cancelled(self):
         """Whether `cancel` was called."""
-        return atomic_read_int(&self.state.cancelled) != 0
+        return progress_cancelled(&self.state)
 
     def cancel(self):
         """Make the transfer end within 100 ms, with PipeClosed. Any thread.

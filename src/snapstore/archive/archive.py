@@ -40,7 +40,7 @@ from snapstore.transfers import TransferRegistry
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from snapstore._fastpipe import Progress
+    from snapstore._fastpipe import Progress, Throttle
     from snapstore.directory import SnapshotDir
     from snapstore.stored import SavedSnapshot, StoredSnapshot
 
@@ -86,7 +86,8 @@ class Archive:
     that obstore made, of whatever kind. `endpoint` is the URL of a server that speaks S3 and is not
     AWS's. Credentials come from the environment, as for AWS's own tools. `part_size` in bytes: what a
     break can cost, and PARTS_AT_ONCE times that is a push's memory; it grows where a snapshot needs it.
-    `registry`, the node's, shows its pushes and pulls; None: one of its own.
+    `throttle` says how fast a push may go beside what else the node sends, which comes first; a pull
+    keeps to its directory's. `registry`, the node's, shows its pushes and pulls; None: one of its own.
 
     Raises ValueError for what is no archive's URL, or no endpoint's. Every call raises PeerRejected with
     the store's reason and what to do, PeerUnreachable where nobody answers, and TransportError without
@@ -99,12 +100,14 @@ class Archive:
         *,
         endpoint: str | None = None,
         part_size: int = PART_SIZE_DEFAULT,
+        throttle: Throttle | None = None,
         registry: TransferRegistry | None = None,
     ) -> None:
         self._url = check_url(url) if isinstance(url, str) else url
         self.registry = registry or TransferRegistry()
         self._endpoint = find_endpoint(endpoint)
         self._part_size = part_size
+        self._throttle = throttle
 
     def push(self, stored: StoredSnapshot, *, progress: Progress | None = None) -> PushedSnapshot:
         """Put `stored` into the archive; it is there when this returned, and before that it is not.
@@ -135,7 +138,7 @@ class Archive:
         wanted = theirs or ours
         if theirs is not None and not theirs.missing(await sizes(bucket, theirs)):
             return _pushed(ours, 0, existed=True)
-        sent = await upload(bucket, wanted, stored.image(), progress)
+        sent = await upload(bucket, wanted, stored.image(), progress, self._throttle)
         # Also where there was one that lacked parts: a purge may have taken it meanwhile.
         if not await bucket.create(inventory_name(ours.index), wanted.to_bytes()):
             await _give_way(bucket, wanted)

@@ -17,6 +17,7 @@ from snapstore.errors import SnapstoreError
 if TYPE_CHECKING:
     import argparse
 
+    from snapstore._fastpipe import Throttle
     from snapstore.archive import Archive
     from snapstore.cli.screen import Screen
 
@@ -25,7 +26,7 @@ _USAGE = "usage: s3://BUCKET/PREFIX [--endpoint URL], or file:///PATH"
 
 def push(args: argparse.Namespace, screen: Screen) -> int:
     """Put a snapshot of a directory into the archive; then give up old ones, where told to."""
-    archive = _archive_of(args.url, args)
+    archive = _archive_of(args.url, args, args.rate)
     with (
         stored.open_existing(args.dir) as directory,
         # The push itself compares all bytes.
@@ -61,7 +62,7 @@ def pull(args: argparse.Namespace, screen: Screen) -> int:
     archive = _archive_of(args.url, args)
     found = archive.find(args.index)
     with (
-        SnapshotDir(args.dir) as directory,
+        SnapshotDir(args.dir, throttle=args.rate) as directory,
         transfer_bar(screen, f"pull {found.index}", found.manifest.size) as progress,
     ):
         saved = archive.pull(found.index, directory, progress=progress)
@@ -90,10 +91,10 @@ def ls(args: argparse.Namespace, screen: Screen) -> int:
     return ExitCode.DONE
 
 
-def _archive_of(url: str, args: argparse.Namespace) -> Archive:
+def _archive_of(url: str, args: argparse.Namespace, throttle: Throttle | None = None) -> Archive:
     from snapstore.archive import Archive
 
     try:
-        return Archive(url, endpoint=args.endpoint)
+        return Archive(url, endpoint=args.endpoint, throttle=throttle)
     except ValueError as error:
         raise UsageError(str(error), _USAGE) from None

@@ -172,6 +172,25 @@ COMMANDS: tuple[Command, ...] = (
                 action="store_true",
                 help="of raft: play it again with PySyncObj's own dumps, and compare",
             ),
+            _argument(
+                "--paced",
+                action="store_true",
+                help="of raft: play it again with transfers that yield to the nodes' ticks, and compare",
+            ),
+            _argument(
+                "--kv-dir",
+                metavar="DIR",
+                help="of raft: where the nodes' stores lie apart from their logs, as /dev/shm",
+            ),
+            _argument(
+                "--fsync-log", action="store_true", help="of raft: nodes fsync their logs in each tick"
+            ),
+            _argument(
+                "--busy-disk",
+                metavar="RATE",
+                type=checked(parse_throttle),
+                help="of raft: with a neighbour who writes and fsyncs so many bytes a second, as 20MB/s",
+            ),
         ),
         "A leader process fills an LMDB store and goes on writing to it while a snapshot of it is pinned and "
         "sent to a follower process, which saves it durably and restores it. Then the restored store is "
@@ -387,6 +406,7 @@ COMMANDS: tuple[Command, ...] = (
                 type=parse_count,
                 help="then remove all but the N newest of the archive",
             ),
+            _RATE,
         ),
         _ARCHIVE_DETAILS,
     ),
@@ -398,6 +418,7 @@ COMMANDS: tuple[Command, ...] = (
             *_ARCHIVE,
             _argument("index", metavar="INDEX", nargs="?", type=parse_index, help="default: the newest"),
             _TO_DIR,
+            _RATE,
         ),
         _ARCHIVE_DETAILS,
     ),

@@ -30,7 +30,13 @@ COPIES = 3
 #: For what the writer adds meanwhile, and for logs.
 SPARE_SIZE = 128 * 1024 * 1024
 
-RAFT_USAGE = "snapstore demo raft [--nodes N] [--size SIZE] [--dir DIR] [--baseline] [--json]"
+#: What only the raft demo has, as its `run` calls it.
+_RAFT_OPTIONS = ("kv_dir", "baseline", "paced", "fsync_log", "busy_disk")
+
+RAFT_USAGE = (
+    "snapstore demo raft [--nodes N] [--size SIZE] [--dir DIR] [--kv-dir DIR] [--baseline] [--paced]"
+    " [--fsync-log] [--busy-disk RATE] [--json]"
+)
 
 
 def run(args: argparse.Namespace, screen: Screen) -> int:
@@ -43,9 +49,12 @@ def run(args: argparse.Namespace, screen: Screen) -> int:
         from snapstore.cli.raft_demo import run as run_raft
 
         size = parse_size(RAFT_DEMO_SIZE_DEFAULT) if args.size is None else args.size
-        return run_raft(size, args.nodes or RAFT_DEMO_NODES, screen, parent=args.dir, baseline=args.baseline)
-    if args.nodes or args.baseline:
-        raise UsageError("--nodes and --baseline belong to the raft demo", f"usage: {RAFT_USAGE}")
+        options = {name: getattr(args, name) for name in _RAFT_OPTIONS}
+        return run_raft(size, args.nodes or RAFT_DEMO_NODES, screen, parent=args.dir, **options)
+    for name in ("nodes", *_RAFT_OPTIONS):
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} belongs to the raft demo", f"usage: {RAFT_USAGE}")
     size = parse_size(DEMO_SIZE_DEFAULT) if args.size is None else args.size
     with interruptible(), own_directory(args.dir) as directory:
         check_room(directory, COPIES * size + SPARE_SIZE)

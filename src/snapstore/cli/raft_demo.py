@@ -13,7 +13,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snapstore.cli.demo_cast import Cast, NotHeard
@@ -26,6 +27,7 @@ from snapstore.cli.raft_demo_report import Final, Outcome, RaftReport, Span
 from snapstore.cli.raft_demo_store import FILL_STEP_SIZE, WRITE_WINDOW
 
 if TYPE_CHECKING:
+    from snapstore._fastpipe import Throttle
     from snapstore.cli.demo_cast import Event
     from snapstore.cli.screen import Screen
 
@@ -54,18 +56,42 @@ FILL_RATE_MIN = 1024 * 1024
 LOOK_INTERVAL_S = 0.1
 
 
-def run(size: int, nodes: int, screen: Screen, *, parent: str | None, baseline: bool) -> int:
+def run(
+    size: int,
+    nodes: int,
+    screen: Screen,
+    *,
+    parent: str | None,
+    kv_dir: str | None = None,
+    baseline: bool = False,
+    paced: bool = False,
+    fsync_log: bool = False,
+    busy_disk: Throttle | None = None,
+) -> int:
     """Play it all; OUTCOME_BAD when nodes differ, or elections were held, or the snapshot never came.
 
-    In a directory below `parent`, or below $TMPDIR. Raises OSError when there is too little room, and
-    ChildDied when a process ends too soon.
+    In a directory below `parent`, or below $TMPDIR, and the stores below `kv_dir`, if given. With
+    `busy_disk` a neighbour writes beside the nodes all the time, at that rate. `paced` and `baseline` are
+    ways that are played besides. Raises OSError when there is too little room, and ChildDied when a
+    process ends too soon.
     """
-    with interruptible(), own_directory(parent) as directory:
+    with (
+        interruptible(),
+        own_directory(parent) as directory,
+        nullcontext(directory) if kv_dir is None else own_directory(kv_dir) as kv_directory,
+    ):
         check_room(directory, (nodes + COPIES) * size + SPARE_SIZE)
         screen.note(f"stores in {directory} ({file_system_of(directory)})")
-        tickets = _play(directory, nodes, size, screen)
-        own_dumps = _play(directory, nodes, size, screen, own_dumps=True) if baseline else None
-        report = RaftReport(nodes, file_system_of(directory), tickets, own_dumps)
+        play = partial(
+            _play, directory, kv_directory, nodes, size, screen, fsync_log=fsync_log, busy_disk=busy_disk
+        )
+        report = RaftReport(
+            nodes,
+            file_system_of(directory),
+            tickets=play("tickets"),
+            paced=play("tickets, paced", paced=True) if paced else None,
+            own_dumps=play("PySyncObj's own dumps", own_dumps=True) if baseline else None,
+        )
     return show(report, screen)
 
 
@@ -75,31 +101,47 @@ def show(report: RaftReport, screen: Screen) -> int:
     return ExitCode.OUTCOME_BAD if report.differences else ExitCode.DONE
 
 
-def _play(directory: str, nodes: int, size: int, screen: Screen, *, own_dumps: bool = False) -> Outcome:
-    """Play one way in a directory of its own, which is gone at the end."""
-    way = "PySyncObj's own dumps" if own_dumps else "tickets"
+def _play(
+    directory: str,
+    kv_directory: str,
+    nodes: int,
+    size: int,
+    screen: Screen,
+    way: str,
+    *,
+    busy_disk: Throttle | None,
+    **options: bool,
+) -> Outcome:
+    """Play one way in directories of its own, which are gone at the end; `options` are those of `Setup`."""
     screen.note(f"{nodes} nodes, with {way}")
-    directory = os.path.join(directory, "own-dumps" if own_dumps else "tickets")
-    os.mkdir(directory)
+    places = directory, kv_directory = [os.path.join(place, "nodes") for place in (directory, kv_directory)]
+    for place in set(places):
+        os.mkdir(place)
     with reserved_addresses(2 * nodes) as addresses, Cast(directory) as cast:
-        setups = make_setups(directory, addresses, own_dumps=own_dumps, map_size=4 * size + 1024**3)
+        setups = make_setups(directory, kv_directory, addresses, map_size=4 * size + 1024**3, **options)
+        if busy_disk is not None:
+            cast.start("neighbour", "snapstore.cli.raft_demo_neighbour", directory, busy_disk.rate)
         outcome = _Play(cast, setups, size, screen).run()
-    shutil.rmtree(directory)
+    for place in set(places):
+        shutil.rmtree(place)
     return outcome
 
 
-def make_setups(directory: str, addresses: list[str], *, own_dumps: bool, map_size: int) -> dict[str, Setup]:
+def make_setups(
+    directory: str, kv_directory: str, addresses: list[str], *, map_size: int, **options: bool
+) -> dict[str, Setup]:
     """Return a setup for each node, by its name; a node has two of the addresses."""
     rafts, servers = addresses[::2], addresses[1::2]
     return {
         f"node{number}": Setup(
             directory=os.path.join(directory, f"node{number}"),
+            kv_directory=os.path.join(kv_directory, f"node{number}", "kv"),
             address=address,
             partners=[other for other in rafts if other != address],
             listen=server,
             peers=[f"http://{other}" for other in servers if other != server],
-            own_dumps=own_dumps,
             map_size=map_size,
+            **options,
         )
         for number, (address, server) in enumerate(zip(rafts, servers, strict=True), 1)
     }
@@ -140,6 +182,8 @@ class _Play:
         for name in self._setups:
             self._cast.hear(name, "ready", timeout_s=ANSWER_S_MAX)
         self._fill()
+        for name in self._setups:
+            self._ask(name, "flush")
         self._leader = self._find_leader()
         self._screen.note(f"writes begin, and do not end: {WRITE_WINDOW} under way at any time")
         self._ask(self._leader, "write")
@@ -211,6 +255,7 @@ class _Play:
         """Kill a node, remove all that it has, and have the leader compact its log past it."""
         applied = self._ask(name, "status")["applied"]
         self._cast.kill(name)
+        shutil.rmtree(self._setups[name].kv_directory)
         shutil.rmtree(self._setups[name].directory)
         self._screen.note(f"{name} was killed at index {applied}, and its directory removed")
         self._ask(self._leader, "reach", index=applied + LEFT_BEHIND)

@@ -10,13 +10,14 @@ import pickle
 import shutil
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapstore.directory import SnapshotDir
 from snapstore.kv.lmdb import LmdbKV
+from snapstore.pacing import Pacer
 from snapstore.raft.pysyncobj import LmdbPlaces, TicketDumps, TicketTransport
 from snapstore.raft.slot import KvSlot
 from snapstore.transport.http import SnapshotServer
@@ -25,6 +26,7 @@ from snapstore.transport.http import SnapshotServer
 from pysyncobj.transport import TCPTransport  # isort: skip
 
 if TYPE_CHECKING:
+    from snapstore._fastpipe import Throttle
     from snapstore.cli.raft_demo_store import Dumps
 
 #: PySyncObj's own way needs a connection timeout longer than its transfer: with the stock 3.5 s it does
@@ -37,15 +39,21 @@ _IMAGE_SIZE = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One node: its directory, its addresses and those of the others, and which way its snapshots go."""
+    """One node: its directories, its addresses and those of the others, and which way its snapshots go.
+
+    `paced` lets its transfers yield to its ticks, `fsync_log` makes its log durable in each of them.
+    """
 
     directory: str
+    kv_directory: str
     address: str
     partners: list[str]
     listen: str
     peers: list[str]
-    own_dumps: bool
     map_size: int
+    own_dumps: bool = False
+    paced: bool = False
+    fsync_log: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it for the node's process."""
@@ -63,22 +71,25 @@ class Setup:
 
 
 @contextmanager
-def open_dumps(setup: Setup) -> Iterator[Dumps]:
-    """Open what a node has around its store, for a `with` block."""
+def open_dumps(setup: Setup, throttle: Throttle) -> Iterator[Dumps]:
+    """Open what a node has around its store, for a `with` block; its transfers share `throttle`."""
     os.makedirs(setup.directory, exist_ok=True)
     if setup.own_dumps:
         yield OwnDumps(setup)
         return
     with (
-        SnapshotDir(os.path.join(setup.directory, "snapshots")) as snapshots,
-        SnapshotServer(snapshots, setup.listen, on_offer=TicketDumps.refuse_offer) as server,
+        SnapshotDir(os.path.join(setup.directory, "snapshots"), throttle=throttle) as snapshots,
+        SnapshotServer(
+            snapshots, setup.listen, on_offer=TicketDumps.refuse_offer, throttle=throttle
+        ) as server,
         TicketDumps(
             snapshots,
-            LmdbPlaces(os.path.join(setup.directory, "kv"), **setup.lmdb_options),
+            LmdbPlaces(setup.kv_directory, throttle=throttle, **setup.lmdb_options),
             dump_file=os.path.join(setup.directory, "dump"),
             url=server.url,
             peers=setup.peers,
         ) as dumps,
+        Pacer([throttle], dumps.strain) if setup.paced else nullcontext(),
     ):
         yield dumps
 
@@ -98,8 +109,8 @@ class OwnDumps:
 
     def _new_place(self) -> Path:
         self._count += 1
-        place = Path(self._setup.directory, f"kv-{self._count}")
-        place.mkdir()
+        place = Path(self._setup.kv_directory, f"kv-{self._count}")
+        place.mkdir(parents=True)
         return place
 
     @property

@@ -17,11 +17,15 @@ from snapstore.cli.screen import format_rate, format_size
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What one node measured over a span of time, in seconds and commits a second."""
+    """What one node measured over a span of time, in seconds and commits a second.
+
+    `waited_s` is for how long its transfers, all together, waited for their turn.
+    """
 
     elapsed_s: float
     commits_per_s: float
     cpu_s: float
+    waited_s: float
     memory: Memory
     stalls: Stalls
 
@@ -88,17 +92,21 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class RaftReport:
-    """The demo's ways: tickets, and PySyncObj's own dumps where they were asked for."""
+    """The demo's ways: tickets, and those that were asked for besides: paced, and PySyncObj's own dumps."""
 
     nodes: int
     file_system: str
     tickets: Outcome
+    paced: Outcome | None = None
     own_dumps: Outcome | None = None
 
     @property
     def differences(self) -> list[str]:
-        """What is wrong with the tickets' way; the other one is shown as it is, and judged by nobody."""
-        return self.tickets.differences
+        """What is wrong with the tickets' way, paced where that was asked for.
+
+        The others are shown as they are, and judged by nobody.
+        """
+        return (self.paced or self.tickets).differences
 
     def to_json(self) -> dict[str, Any]:
         """Return everything for JSON."""
@@ -106,18 +114,22 @@ class RaftReport:
             "nodes": self.nodes,
             "file_system": self.file_system,
             "tickets": self.tickets.to_json(),
+            "paced": self.paced and self.paced.to_json(),
             "own_dumps": self.own_dumps and self.own_dumps.to_json(),
             "identical": not self.differences,
         }
 
     def columns(self) -> tuple[str, ...]:
         """Return the heads of the columns."""
-        return ("", "tickets", "PySyncObj's own dumps")[: 2 + (self.own_dumps is not None)]
+        return ("", *self._ways())
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return what people read: a name, and a value of each way."""
-        outcomes = [self.tickets] if self.own_dumps is None else [self.tickets, self.own_dumps]
-        return [(name, *(text(outcome) for outcome in outcomes)) for name, text in _ROWS]
+        return [(name, *map(text, self._ways().values())) for name, text in _ROWS]
+
+    def _ways(self) -> dict[str, Outcome]:
+        ways = {"tickets": self.tickets, "paced": self.paced, "PySyncObj's own dumps": self.own_dumps}
+        return {name: outcome for name, outcome in ways.items() if outcome is not None}
 
 
 def _time(outcome: Outcome, time_s: float | None) -> str:
@@ -136,6 +148,10 @@ def _stalls(span: Span) -> str:
 
 def _cost(span: Span) -> str:
     return f"{span.cpu_s:.2f} s, +{format_size(span.memory.anonymous_growth)}"
+
+
+def _waits(outcome: Outcome) -> str:
+    return f"{outcome.making.waited_s + outcome.during.waited_s:.2f} s, {outcome.newcomer.waited_s:.2f} s"
 
 
 def _comparison(outcome: Outcome) -> str:
@@ -160,5 +176,6 @@ _ROWS: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
     ("new node until caught up", lambda outcome: _stalls(outcome.newcomer)),
     ("leader's CPU and memory meanwhile", lambda outcome: _cost(outcome.during)),
     ("new node's", lambda outcome: _cost(outcome.newcomer)),
+    ("waits for its turn: leader, new node", _waits),
     ("comparison", _comparison),
 )

@@ -23,6 +23,7 @@ from snapstore.kv.lmdb import LmdbKV
 from snapstore.kv.lmdb_file import check_data_file
 
 if TYPE_CHECKING:
+    from snapstore._fastpipe import Throttle
     from snapstore.stored import SavedSnapshot
 
 logger = logging.getLogger("snapstore.raft")
@@ -35,11 +36,15 @@ class LmdbPlaces:
 
     Call it with a saved snapshot for one with its content, with None for an empty one: the `open_kv` of
     `Exchange` and of `pysyncobj.TicketDumps`. `path` is made where it is missing, and belongs to one
-    process: SnapshotBusy while another has it. From any thread; not after a fork.
+    process: SnapshotBusy while another has it. A snapshot is copied as fast as `throttle` lets it, the
+    node's own. From any thread; not after a fork.
     """
 
-    def __init__(self, path: str | os.PathLike[str], **open_options: Any) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, throttle: Throttle | None = None, **open_options: Any
+    ) -> None:
         self._path = Path(path)
+        self._throttle = throttle
         self._options = open_options
         self._lock = threading.Lock()
         self._count = 0
@@ -89,7 +94,7 @@ class LmdbPlaces:
     def _filled(self, place: Path, saved: SavedSnapshot | None) -> LmdbKV:
         if saved is None:
             return _PlacedKV(place, **self._options)
-        size = _copy(saved.path, place / "data.mdb")
+        size = _copy(saved.path, place / "data.mdb", self._throttle)
         options = dict(self._options)
         options.pop("lib_version", None)  # The file's own format decides which LMDB opens it.
         kv = _PlacedKV(place, **options)
@@ -123,11 +128,11 @@ class _PlacedKV(LmdbKV):
             _remove(self._place)
 
 
-def _copy(source: Path, target: Path) -> int:
+def _copy(source: Path, target: Path, throttle: Throttle | None) -> int:
     """Copy an LMDB data file and check it; how many bytes its pages take."""
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        copy_in(source, fd)
+        copy_in(source, fd, throttle=throttle)
         return check_data_file(fd, str(target)).size
     finally:
         os.close(fd)

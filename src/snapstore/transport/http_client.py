@@ -105,7 +105,7 @@ class SnapshotClient:
 
         `message` is what a raft engine wants told along with it; the peer's `on_offer` finds it in the
         offer. ValueError beyond `wire.MESSAGE_SIZE_MAX` bytes. `urgent=False` is for what may take longer,
-        as to rebalance: beside urgent transfers of the same throttle it has no more than `share_min`.
+        as to rebalance: beside urgent transfers of the same throttle it has no more than an eighth.
 
         Raises PeerRejected with the peer's reason, PeerUnreachable when it cannot be reached or
         leaves or falls silent, TransportError when it does not speak as agreed, and as it is what

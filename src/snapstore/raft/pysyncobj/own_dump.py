@@ -71,7 +71,7 @@ class Saver:
     def _saved(self, stream: SnapshotStream, progress: Progress) -> SavedSnapshot:
         index = stream.meta.index
         try:
-            return self._directory.save_from(stream, stream.meta, progress=progress)
+            return self._directory.save_from(stream, stream.meta, progress=progress, urgent=False)
         except SnapshotExists:
             if self._directory.set_aside(index, "it is in the way of a new one") is None:
                 saved = self._directory.confirm(index)
@@ -79,7 +79,7 @@ class Saver:
                 if saved.meta != stream.meta:
                     raise SnapshotCorrupt(f"{saved.path} is of another log; move it away") from None
                 return saved
-        return self._directory.save_from(stream, stream.meta, progress=progress)
+        return self._directory.save_from(stream, stream.meta, progress=progress, urgent=False)
 
     def settle(self, index: int) -> None:
         """After the ticket for `index` was put in place: make it last, and let old snapshots go."""
