@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -325,7 +326,8 @@ def test_a_server_closes_although_much_is_left_to_compare(tmp_path, caplog):
     """Few digests in the socket's buffer stand for many gigabytes to read."""
     size, unit = 2**36, _fastpipe.CHUNK_SIZE_DEFAULT
     zeros = kept_frame(bytes(unit), 0)
-    with Follower(tmp_path / "follower") as follower:
+    large_disk = SimpleNamespace(f_bavail=2**30, f_blocks=2**30, f_frsize=4096)
+    with Follower(tmp_path / "follower", limits={"statvfs": lambda _: large_disk}) as follower:
         with (
             contextlib.suppress(PeerRejected),
             follower.directory.receive(META, size=size, chunk_size=unit),

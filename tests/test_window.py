@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -144,6 +145,24 @@ def test_a_stalled_one_does_not_hold_the_others(background, image):
         assert stalled.finish() == SIZE
         assert first.taken == second.taken == stalled.taken == DATA
     assert SIZE < image.bytes_read <= 2 * SIZE + AHEAD_SIZE
+
+
+def test_those_who_were_left_behind_share_when_the_first_has_ended(background, image):
+    with reading(background, image, 3) as (first, second, third):
+        assert first.finish() == SIZE
+        take_in_turn(second, third)
+        assert second.finish() == third.finish() == SIZE
+        assert second.taken == third.taken == DATA
+    assert SIZE < image.bytes_read <= 2 * SIZE + AHEAD_SIZE
+
+
+def test_one_who_lags_is_waited_for_a_moment(background, image):
+    """The first would be done with so little at once, if it did not wait: `HOLD_NS` in window.pxi."""
+    with reading(background, image, 2) as (first, lagging):
+        began_s = time.monotonic()
+        first.take(WINDOW_SIZE + AHEAD_SIZE)
+        assert time.monotonic() - began_s >= 0.1
+        assert first.finish() == lagging.finish() == SIZE
 
 
 def test_a_slow_one_does_not_hold_the_others(background, image):

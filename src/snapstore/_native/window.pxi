@@ -41,7 +41,6 @@ cdef struct Window:
     WindowSlot slots[WINDOW_BLOCKS]
     uint64_t head                # the block after the last one that anybody inside has come to
     Seat* seats
-    uint32_t seated              # how many they are
     uint64_t bytes_read          # from the image, by all that ever sat here
 
 
@@ -69,7 +68,6 @@ cdef void window_join(Window* window, Seat* seat) noexcept nogil:
     seat.held_at_ns = now_ns()
     seat.next = window.seats
     window.seats = seat
-    window.seated += 1
     pthread_mutex_unlock(&window.mutex)
 
 
@@ -85,7 +83,6 @@ cdef void window_leave(Seat* seat) noexcept nogil:
         at = &at[0].next
     at[0] = seat.next
     seat.window = NULL
-    window.seated -= 1
     if window.seats == NULL and window.memory != NULL:
         munmap(window.memory, WINDOW_BLOCKS * BLOCK_SIZE)
         window.memory = NULL
@@ -127,7 +124,7 @@ cdef bint window_is_held(Window* window, uint64_t block, int64_t waited_ns) noex
 cdef WindowAnswer window_ask(Window* window, Seat* seat, uint64_t block, int64_t waited_ns) noexcept nogil:
     """What to do for `block`; the mutex is held."""
     cdef WindowSlot* slot = &window.slots[block % WINDOW_BLOCKS]
-    cdef bint alone = window.seated == 1
+    cdef bint alone = window.seats == seat and seat.next == NULL
     seat.block = block
     seat.inside = False
     if alone:
@@ -191,7 +188,10 @@ cdef int window_enter(Window* window, Seat* seat, uint64_t block, Pulse* pulse) 
 
 cdef int64_t window_read(ImageState* image, Seat* seat, char* buffer, size_t size, uint64_t offset,
                          Pulse* pulse) noexcept nogil:
-    """Some bytes from `offset` on, as `image_read`, together with whoever else reads there."""
+    """Some bytes from `offset` on, `size` at most, together with whoever else reads there.
+
+    A count, or a negative outcome. Up to the end of the image and not beyond: `image_read` is for that.
+    """
     cdef Window* window = image.window
     cdef uint64_t block = offset // BLOCK_SIZE
     cdef WindowSlot* slot = &window.slots[block % WINDOW_BLOCKS]
@@ -215,7 +215,7 @@ cdef int64_t window_read(ImageState* image, Seat* seat, char* buffer, size_t siz
         count = window_fill(image, slot, memory)
         if count < 0:
             return count
-    count = min(size, min(<uint64_t>BLOCK_SIZE, image.size - block * BLOCK_SIZE) - offset % BLOCK_SIZE)
+    count = min(size, BLOCK_SIZE - offset % BLOCK_SIZE)
     memcpy(buffer, memory + offset % BLOCK_SIZE, count)
     pthread_mutex_lock(&window.mutex)
     slot.copying -= 1
