@@ -99,9 +99,9 @@ def test_parts_that_a_purge_takes_while_they_are_compared_are_no_success(server,
         server.fault = lambda request: None
         read = upload._read
 
-        def read_and_be_overtaken(image, inventory, part, progress):
+        def read_and_be_overtaken(image, inventory, part, *options):
             obstore.delete(server.objects, part.name)
-            return read(image, inventory, part, progress)
+            return read(image, inventory, part, *options)
 
         monkeypatch.setattr(upload, "_read", read_and_be_overtaken)
         with pytest.raises(TransportError, match="does not list it: push again"):

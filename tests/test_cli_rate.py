@@ -78,7 +78,9 @@ def test_a_rate_at_which_peers_give_up_is_told_as_a_usage_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("server", "client"), [((), ("--rate", OPTION)), (("--rate-in", OPTION), ())], ids=["out", "in"]
+    ("server", "client"),
+    [((), ("--rate", OPTION)), pytest.param(("--rate-in", OPTION), (), marks=pytest.mark.slow)],
+    ids=["out", "in"],
 )
 def test_what_is_sent_keeps_to_either_side_s_rate(peer, kv, server, client):
     url = peer(*server)
@@ -86,6 +88,7 @@ def test_what_is_sent_keeps_to_either_side_s_rate(peer, kv, server, client):
     assert sent_s >= (SIZE - PIECE_SIZE) / RATE - BURST_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "client"), [((), ("--rate", OPTION)), (("--rate-out", OPTION), ())], ids=["in", "out"]
 )
@@ -96,6 +99,7 @@ def test_what_is_fetched_keeps_to_either_side_s_rate(tmp_path, peer, kv, server,
     assert fetched_s >= (SIZE - PIECE_SIZE) / RATE - BURST_S
 
 
+@pytest.mark.slow
 def test_what_an_etcd_gives_is_saved_at_the_rate(tmp_path):
     database = store(7, filler=bytes(SIZE))
     with EtcdServer(lambda *_: sent(database)) as server:

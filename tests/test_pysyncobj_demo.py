@@ -102,7 +102,7 @@ def test_the_same_with_paced_transfers_durable_logs_and_a_busy_disk(tmp_path):
     assert names(logs) == names(stores) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_one_removes_its_stores_and_ends_its_processes(tmp_path, number):
     command = ("demo", "raft", "--size", "64MiB", "--dir", tmp_path)
     with spawn(*command, stderr=subprocess.PIPE, text=True) as child:
@@ -117,6 +117,7 @@ def test_an_interrupted_one_removes_its_stores_and_ends_its_processes(tmp_path, 
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
 
+@pytest.mark.slow
 def test_one_whose_node_dies_by_itself_says_so_and_cleans_up(tmp_path):
     command = ("demo", "raft", "--size", "64MiB", "--dir", tmp_path)
     with spawn(*command, stderr=subprocess.PIPE, text=True) as child:

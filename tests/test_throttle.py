@@ -121,6 +121,7 @@ def test_beside_the_urgent_others_have_their_share_and_no_more(background):
     assert_shared(background, lambda throttle, low: send(throttle, DATA * 2, urgent=False, progress=low))
 
 
+@pytest.mark.slow
 def test_who_waits_long_for_its_turn_is_urgent_all_the_while(background):
     throttle = Throttle(640 * 1024)  # A turn every 0.4 s.
     urgent = background(send, throttle)
