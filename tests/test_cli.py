@@ -15,7 +15,9 @@ from residue import names
 from snapstore import errors
 from snapstore.cli import ExitCode
 from snapstore.cli.arguments import ArgumentTypeError, parse_duration, parse_index, parse_size
-from snapstore.cli.commands import COMMANDS, LISTEN_DEFAULT, SHELLS
+from snapstore.cli.commands import COMMANDS
+from snapstore.cli.commands.completion import SHELLS
+from snapstore.cli.commands.peers import LISTEN_DEFAULT
 from snapstore.cli.exits import exit_code_of, explain
 from snapstore.cli.screen import format_size
 from snapstore.directory import SnapshotDir

@@ -3,7 +3,7 @@
 Importing it costs next to nothing: what a command needs is imported when it runs. It decides nothing
 about snapshots; it reads arguments, calls the package's public names and says what came of it.
 
-Plan: the commands are a table in `commands.py`, what errors mean to a shell a table in `exits.py`,
+Plan: the commands are tables in `commands/`, what errors mean to a shell a table in `exits.py`,
 and how things are said, in colours, in plain lines or in JSON, is `screen.py`'s.
 """
 

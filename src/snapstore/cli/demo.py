@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from snapstore.cli.arguments import parse_size
-from snapstore.cli.commands import DEMO_SIZE_DEFAULT, RAFT_DEMO_NODES, RAFT_DEMO_SIZE_DEFAULT
+from snapstore.cli.commands.demo import DEMO_SIZE_DEFAULT, RAFT_DEMO_NODES, RAFT_DEMO_SIZE_DEFAULT
 from snapstore.cli.demo_cast import Cast
 from snapstore.cli.demo_machine import Memory, file_system_of
 from snapstore.cli.demo_report import Report, Store

@@ -15,7 +15,7 @@ from snapstore.cli.commands import COMMANDS
 from snapstore.cli.exits import UsageError, exit_code_table
 
 if TYPE_CHECKING:
-    from snapstore.cli.commands import Command
+    from snapstore.cli.commands.command import Command
     from snapstore.cli.screen import Screen
 
 
