@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import socket
@@ -194,6 +195,33 @@ def test_progress_counts_and_cancel_ends_it(target, background):
         with pytest.raises(PipeClosed, match="cancelled"):
             saving.result(WAIT_S)
         assert progress.cancelled
+
+
+def test_the_progress_of_a_part_counts_in_the_whole_which_can_cancel_it(target):
+    whole = _fastpipe.Progress()
+    part, other = _fastpipe.Progress(whole), _fastpipe.Progress(whole)
+    deeper = _fastpipe.Progress(part)
+    _fastpipe.save(DATA, target, progress=deeper)
+    _fastpipe.save(DATA[:5], target, progress=other)
+    assert [deeper.bytes, part.bytes, other.bytes, whole.bytes] == [len(DATA), len(DATA), 5, len(DATA) + 5]
+    part.cancel()
+    assert [deeper.cancelled, part.cancelled, other.cancelled, whole.cancelled] == [True, True, False, False]
+    with pytest.raises(PipeClosed, match="cancelled"):
+        _fastpipe.save(DATA, target, progress=deeper)
+    _fastpipe.save(DATA[:5], target, progress=other)
+    whole.cancel()
+    assert other.cancelled
+    with pytest.raises(PipeClosed, match="cancelled"):
+        _fastpipe.save(DATA, target, progress=other)
+
+
+def test_the_progress_of_a_part_keeps_the_whole_and_takes_no_other():
+    part = _fastpipe.Progress(_fastpipe.Progress())
+    (whole,) = gc.get_referents(part)
+    part.__init__()
+    assert gc.get_referents(part) == [whole]
+    whole.cancel()
+    assert part.cancelled
 
 
 @pytest.mark.parametrize("size", [1, CHUNK, 3 * CHUNK])

@@ -30,6 +30,9 @@ DATA = os.urandom(BLOCK_SIZE + SIZE // BLOCK_SIZE + 1)
 DATA = b"".join(DATA[number : number + BLOCK_SIZE] for number in range(SIZE // BLOCK_SIZE + 1))[:SIZE]
 WAIT_S = 20.0
 
+#: In bytes/s: a block in less than one slice of a wait, and all of it in far longer than the rest takes.
+SLOW_RATE = 8 * 2**20
+
 #: What a transfer may have read beyond what was taken from it: a socket's buffers, and a piece in its hands.
 AHEAD_SIZE = 8 * BLOCK_SIZE
 
@@ -175,6 +178,38 @@ def test_a_slow_one_does_not_hold_the_others(background, image):
         assert slow.finish() == SIZE
         assert first.taken == second.taken == slow.taken == DATA
     assert image.bytes_read <= 2 * SIZE + AHEAD_SIZE
+
+
+def test_a_steady_slow_one_is_left_behind(background, image):
+    """He moves on within each wait: what was waited for him counts all the same."""
+    with reading(background, image, 1, throttle=_fastpipe.Throttle(SLOW_RATE)) as (slow,):
+        end = background(slow.finish)
+        assert _fastpipe.digest(image).size == SIZE
+        # Had he held that all the way, he would be no more than a window behind.
+        assert slow.progress.bytes < SIZE // 2
+        slow.progress.cancel()
+        with pytest.raises(PipeClosed):
+            end.result(WAIT_S)
+
+
+def test_one_who_was_left_behind_and_stalls_keeps_nobody_apart(background, image):
+    with reading(background, image, 4) as (first, second, third, stalled):
+        assert first.finish() == SIZE
+        take_in_turn(second, third)
+        assert second.finish() == third.finish() == SIZE
+        assert image.bytes_read <= 2 * SIZE + AHEAD_SIZE
+        assert stalled.finish() == SIZE
+        assert stalled.taken == DATA
+
+
+def test_one_who_has_read_his_part_keeps_nobody_apart(background, image):
+    part = {"offset": 2 * WINDOW_SIZE, "length": BLOCK_SIZE}
+    with reading(background, image, 1, **part) as (done,), reading(background, image, 2) as (first, second):
+        take_in_turn(first, second)
+        assert first.finish() == second.finish() == SIZE
+        assert first.taken == second.taken == DATA
+        assert done.finish() == BLOCK_SIZE
+    assert image.bytes_read <= SIZE + AHEAD_SIZE
 
 
 def test_one_who_was_left_behind_is_waited_for_no_more_but_may_come_up(background, image):

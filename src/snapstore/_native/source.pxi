@@ -112,6 +112,8 @@ cdef int64_t source_read(SourceState* source, char* buffer, size_t size, Pulse* 
         source.offset += count
         if source.left != SIZE_UNKNOWN:
             source.left -= count
+        if source.kind == SOURCE_IMAGE and source.left == 0:
+            window_leave(&source.seat)   # what comes now, to send it or to write it, keeps nobody waiting
     return count
 
 

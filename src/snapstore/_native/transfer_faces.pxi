@@ -9,8 +9,8 @@ cdef class Progress:
     cdef ProgressState state
     cdef Progress whole
 
-    def __init__(self, Progress whole=None):
-        self.whole = whole
+    def __cinit__(self, Progress whole=None):
+        self.whole = whole       # once and for all: a chain that changed could end in nothing, or in itself
         if whole is not None:
             self.state.whole = &whole.state
 
@@ -206,7 +206,8 @@ cdef class _Source:
         if self.finished:
             return 0
         self.finished = True
-        source_finish(&self.state)
+        with nogil:
+            source_finish(&self.state)
         if self.state.kind == SOURCE_IMAGE:
             (<Image>self.owner).leave()
         if self.has_view:

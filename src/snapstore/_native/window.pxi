@@ -28,9 +28,9 @@ cdef struct WindowSlot:
 
 cdef struct Seat:
     Seat* next
-    Window* window               # NULL before the first read
-    bint inside
+    Window* window               # NULL before the first read, and after the last
     uint64_t block               # that it reads next
+    bint holds                   # somebody waits for it
     int64_t held_ns              # how long others have waited for it, less what was due
     int64_t held_at_ns           # when that was so
 
@@ -39,7 +39,8 @@ cdef struct Window:
     pthread_cond_t changed
     char* memory                 # NULL until it is needed
     WindowSlot slots[WINDOW_BLOCKS]
-    uint64_t head                # the block after the last one that anybody inside has come to
+    uint64_t head                # the block after the last one that anybody inside has come to: the slots
+                                 # are of those before it, and inside is who reads one of them next, or it
     Seat* seats
     uint64_t bytes_read          # from the image, by all that ever sat here
 
@@ -62,9 +63,24 @@ cdef void window_free(Window* window) noexcept nogil:
     free(window)
 
 
-cdef void window_join(Window* window, Seat* seat) noexcept nogil:
+cdef void seat_hold(Seat* seat, bint holds) noexcept nogil:
+    """From now on somebody waits for it, or nobody does; what was waited until now is on its account."""
+    cdef int64_t now = now_ns(), passed = now - seat.held_at_ns
+    seat.held_ns = max(<int64_t>0, seat.held_ns - passed // HOLD_SHARE) + (passed if seat.holds else 0)
+    seat.held_at_ns = now
+    seat.holds = holds
+
+
+cdef void seat_move(Seat* seat, uint64_t block) noexcept nogil:
+    if seat.holds and seat.block != block:
+        seat_hold(seat, False)
+    seat.block = block
+
+
+cdef void window_join(Window* window, Seat* seat, uint64_t block) noexcept nogil:
     pthread_mutex_lock(&window.mutex)
     seat.window = window
+    seat.block = block
     seat.held_at_ns = now_ns()
     seat.next = window.seats
     window.seats = seat
@@ -72,9 +88,10 @@ cdef void window_join(Window* window, Seat* seat) noexcept nogil:
 
 
 cdef void window_leave(Seat* seat) noexcept nogil:
-    """The end of a transfer; the last one gives the memory back."""
+    """The end of a transfer, or of what it wants of the image; the last one gives the memory back."""
     cdef Window* window = seat.window
     cdef Seat** at
+    cdef Seat* other
     if window == NULL:
         return
     pthread_mutex_lock(&window.mutex)
@@ -87,13 +104,23 @@ cdef void window_leave(Seat* seat) noexcept nogil:
         munmap(window.memory, WINDOW_BLOCKS * BLOCK_SIZE)
         window.memory = NULL
         memset(window.slots, 0, sizeof(window.slots))
+    # It may be the one who waited. Who still waits is woken here, and says so again.
+    other = window.seats
+    while other != NULL:
+        if other.holds:
+            seat_hold(other, False)
+        other = other.next
     pthread_cond_broadcast(&window.changed)
     pthread_mutex_unlock(&window.mutex)
 
 
+cdef bint window_spans(Window* window, uint64_t block) noexcept nogil:
+    return block <= window.head <= block + WINDOW_BLOCKS
+
+
 cdef bint window_peopled(Window* window) noexcept nogil:
     cdef Seat* seat = window.seats
-    while seat != NULL and not seat.inside:
+    while seat != NULL and not window_spans(window, seat.block):
         seat = seat.next
     return seat != NULL
 
@@ -106,35 +133,32 @@ cdef bint window_has_memory(Window* window) noexcept nogil:
     return window.memory != NULL
 
 
-cdef bint window_is_held(Window* window, uint64_t block, int64_t waited_ns) noexcept nogil:
-    """Whether the slot of `block` has what somebody still waits for; `waited_ns` is on his account."""
+cdef bint window_is_held(Window* window) noexcept nogil:
+    """Whether the slot of the head has what somebody wants next who may still be waited for."""
     cdef Seat* other = window.seats
-    cdef int64_t now = now_ns(), due
     cdef bint held = False
     while other != NULL:
-        if other.inside and other.block + WINDOW_BLOCKS <= block:
-            due = (now - other.held_at_ns) // HOLD_SHARE
-            other.held_ns = max(<int64_t>0, other.held_ns - due) + waited_ns
-            other.held_at_ns = now
-            held = held or other.held_ns < HOLD_NS
+        # Who is further behind has lost it already, and to wait would not bring it back.
+        if other.block + WINDOW_BLOCKS == window.head:
+            seat_hold(other, True)
+            other.holds = other.held_ns < HOLD_NS
+            held = held or other.holds
         other = other.next
     return held
 
 
-cdef WindowAnswer window_ask(Window* window, Seat* seat, uint64_t block, int64_t waited_ns) noexcept nogil:
+cdef WindowAnswer window_ask(Window* window, Seat* seat, uint64_t block) noexcept nogil:
     """What to do for `block`; the mutex is held."""
     cdef WindowSlot* slot = &window.slots[block % WINDOW_BLOCKS]
     cdef bint alone = window.seats == seat and seat.next == NULL
-    seat.block = block
-    seat.inside = False
+    seat_move(seat, block)
     if alone:
         # The window goes along, for whoever comes.
         window.head = block + 1
-    elif not block <= window.head <= block + WINDOW_BLOCKS:
+    elif not window_spans(window, block):
         if window_peopled(window):
             return WINDOW_ALONE
         window.head = block
-    seat.inside = True
     if slot.state == SLOT_READY and slot.block == block:
         slot.copying += 1
         return WINDOW_COPY
@@ -143,7 +167,7 @@ cdef WindowAnswer window_ask(Window* window, Seat* seat, uint64_t block, int64_t
     if slot.state == SLOT_FILLING or slot.copying:
         return WINDOW_WAIT
     if block == window.head:
-        if window_is_held(window, block, waited_ns):
+        if window_is_held(window):
             return WINDOW_HELD
         window.head += 1
     # Else whoever was to read it has failed, or was alone.
@@ -166,24 +190,35 @@ cdef int64_t window_fill(ImageState* image, WindowSlot* slot, char* memory) noex
     return count
 
 
-cdef int window_enter(Window* window, Seat* seat, uint64_t block, Pulse* pulse) noexcept nogil:
+cdef int window_enter(ImageState* image, Seat* seat, uint64_t block, Pulse* pulse) noexcept nogil:
     """What to do for `block`, without a wait any more: a WindowAnswer, or a negative outcome."""
-    cdef int64_t waited_ns = 0, began
+    cdef Window* window = image.window
     cdef WindowAnswer answer
     cdef int code
-    while True:
+    while not atomic_read_int(&image.closed):
         pthread_mutex_lock(&window.mutex)
-        answer = window_ask(window, seat, block, waited_ns)
-        if answer != WINDOW_WAIT and answer != WINDOW_HELD:
-            pthread_mutex_unlock(&window.mutex)
-            return answer
-        began = now_ns()
-        wait_slice(&window.changed, &window.mutex)
-        waited_ns = now_ns() - began if answer == WINDOW_HELD else 0
+        answer = window_ask(window, seat, block)
+        if answer == WINDOW_WAIT or answer == WINDOW_HELD:
+            wait_slice(&window.changed, &window.mutex)
         pthread_mutex_unlock(&window.mutex)
+        if answer != WINDOW_WAIT and answer != WINDOW_HELD:
+            return answer
         code = pulse_check(pulse)
         if code:
             return code
+    return IMAGE_CLOSED
+
+
+cdef int64_t window_copy(ImageState* image, WindowSlot* slot, bint fills, char* buffer, size_t size,
+                         uint64_t offset) noexcept nogil:
+    """Some bytes from `offset` on out of its slot, which is this one's to fill first or there already."""
+    cdef char* memory = image.window.memory + (offset // BLOCK_SIZE % WINDOW_BLOCKS) * BLOCK_SIZE
+    cdef int64_t count = window_fill(image, slot, memory) if fills else 0
+    if count < 0:
+        return count
+    count = min(size, BLOCK_SIZE - offset % BLOCK_SIZE)
+    memcpy(buffer, memory + offset % BLOCK_SIZE, count)
+    return count
 
 
 cdef int64_t window_read(ImageState* image, Seat* seat, char* buffer, size_t size, uint64_t offset,
@@ -195,31 +230,25 @@ cdef int64_t window_read(ImageState* image, Seat* seat, char* buffer, size_t siz
     cdef Window* window = image.window
     cdef uint64_t block = offset // BLOCK_SIZE
     cdef WindowSlot* slot = &window.slots[block % WINDOW_BLOCKS]
-    cdef char* memory
     cdef int64_t count
     cdef int answer
-    if atomic_read_int(&image.closed):
-        return IMAGE_CLOSED
     if seat.window == NULL:
-        window_join(window, seat)
-    answer = window_enter(window, seat, block, pulse)
+        window_join(window, seat, block)
+    answer = window_enter(image, seat, block, pulse)
     if answer < 0:
         return answer
     if answer == WINDOW_ALONE:
         count = image_read(image, buffer, size, offset)
         if count > 0:
             atomic_add_u64(&window.bytes_read, count)
+    else:
+        count = window_copy(image, slot, answer == WINDOW_FILL, buffer, size, offset)
+    if count < 0:
         return count
-    memory = window.memory + (block % WINDOW_BLOCKS) * BLOCK_SIZE
-    if answer == WINDOW_FILL:
-        count = window_fill(image, slot, memory)
-        if count < 0:
-            return count
-    count = min(size, BLOCK_SIZE - offset % BLOCK_SIZE)
-    memcpy(buffer, memory + offset % BLOCK_SIZE, count)
     pthread_mutex_lock(&window.mutex)
-    slot.copying -= 1
-    seat.block = (offset + count) // BLOCK_SIZE
+    if answer != WINDOW_ALONE:
+        slot.copying -= 1
+    seat_move(seat, (offset + count) // BLOCK_SIZE)
     pthread_cond_broadcast(&window.changed)
     pthread_mutex_unlock(&window.mutex)
     return count
