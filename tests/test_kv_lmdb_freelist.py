@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,3 +111,33 @@ def test_a_freelist_that_contradicts_itself_is_an_error(tmp_path: Path) -> None:
             data.write(whole)
             data.flush()
         assert pages_waiting_for(data.fileno(), meta, 0) > 0
+
+
+def page_of(flags: int, nodes: list[bytes]) -> bytes:
+    """A page of data format 1 with these nodes, each 16 bytes or a multiple."""
+    places = [PAGE_SIZE - sum(map(len, nodes[number:])) for number in range(len(nodes))]
+    head = bytes(10) + struct.pack("=HHH", flags, 16 + 2 * len(nodes), places[0])
+    return (head + struct.pack(f"={len(nodes)}H", *places)).ljust(places[0], b"\0") + b"".join(nodes)
+
+
+def test_a_tree_that_leads_to_a_page_twice_is_an_error_and_not_walked_again_and_again(tmp_path: Path) -> None:
+    """Two ways from each page to the next make 2 to the power of the depth: LMDB's 32 would never end."""
+    first, depth = 2, 10
+    pages = [
+        page_of(0x01, [struct.pack("=HHHHQ", number + 1, 0, 0, 8, key) for key in (1, 2)])
+        for number in range(first, first + depth)
+    ]
+    pages.append(page_of(0x02, [struct.pack("=HHHHQQ", 8, 0, 0, 8, 1, 5)]))
+    free_db = struct.pack("=I", PAGE_SIZE).ljust(40, b"\0")
+    with open(tmp_path / "data.mdb", "w+b") as data:
+        data.write(bytes(first * PAGE_SIZE) + b"".join(pages))
+        data.flush()
+
+        def count(root: int) -> int:
+            tree = free_db + root.to_bytes(8, "little")
+            meta = DataMeta(bytes(16), 1, 0, 0, tree, bytes(48), first + depth, 9)
+            return pages_waiting_for(data.fileno(), meta, 0)
+
+        assert count(first + depth) == 5
+        with pytest.raises(SnapshotCorrupt):
+            count(first)
