@@ -74,6 +74,17 @@ def test_how_it_ended_is_the_spans_status(registry, exporter, error, is_error):
     assert not is_error or str(error) in span.status.description
 
 
+def test_what_no_exporter_can_encode_is_told_as_text(registry, exporter):
+    """A peer may offer any index of 64 bits, and a file's name in an error may be any bytes."""
+    with pytest.raises(OSError, match="x"), registry.watch(Direction.IN, "peer", 2**64 - 1, total=2**63 - 1):
+        raise OSError(5, "x", b"/snap-\xff".decode("utf-8", "surrogateescape"))
+    (span,) = exporter.get_finished_spans()
+    told = [span.attributes[f"snapstore.{name}"] for name in ("index", "total", "error")]
+    assert told[:2] == [str(2**64 - 1), 2**63 - 1]
+    assert r"/snap-\udcff" in told[2].encode().decode()
+    assert span.status.description == told[2]
+
+
 def test_those_at_once_and_those_begun_before_are_told_apart(registry, exporter, tracer):
     from snapstore.tracing import TransferSpans
 
