@@ -120,24 +120,37 @@ def page_of(flags: int, nodes: list[bytes]) -> bytes:
     return (head + struct.pack(f"={len(nodes)}H", *places)).ljust(places[0], b"\0") + b"".join(nodes)
 
 
+def leaf_of(txnid: int, count: int) -> bytes:
+    """A leaf with one record: what this transaction has freed."""
+    return page_of(0x02, [struct.pack("=HHHHQQ", 8, 0, 0, 8, txnid, count)])
+
+
+def branch_to(*children: tuple[int, int]) -> bytes:
+    """A branch to these pages, each with the key that it begins with."""
+    return page_of(0x01, [struct.pack("=HHHHQ", number, 0, 0, 8, key) for number, key in children])
+
+
+def count_in(path: Path, pages: list[bytes], root: int, pin: int) -> int:
+    """What is counted in the tree of `pages`, of which the first is page 2, for a pin of this transaction."""
+    path.write_bytes(bytes(2 * PAGE_SIZE) + b"".join(pages))
+    tree = struct.pack("=I", PAGE_SIZE).ljust(40, b"\0") + root.to_bytes(8, "little")
+    meta = DataMeta(bytes(16), 1, 0, 0, tree, bytes(48), len(pages) + 1, 9)
+    with open(path, "rb") as data:
+        return pages_waiting_for(data.fileno(), meta, pin)
+
+
+@pytest.mark.parametrize(("pin", "waiting"), [(4, 1110), (5, 1110), (6, 1100), (7, 1000), (8, 0), (9, 0)])
+def test_a_record_counts_wherever_a_branch_divides(tmp_path: Path, pin: int, waiting: int) -> None:
+    """Of the subtree before the pin's own record nothing is read, of the one that ends with it all."""
+    pages = [branch_to((3, 3), (4, 5), (5, 6), (6, 7), (7, 9))]
+    pages += [leaf_of(txnid, count) for txnid, count in ((3, 1), (5, 10), (6, 100), (7, 1000), (9, 10_000))]
+    assert count_in(tmp_path / "data.mdb", pages, 2, pin) == waiting
+
+
 def test_a_tree_that_leads_to_a_page_twice_is_an_error_and_not_walked_again_and_again(tmp_path: Path) -> None:
     """Two ways from each page to the next make 2 to the power of the depth: LMDB's 32 would never end."""
-    first, depth = 2, 10
-    pages = [
-        page_of(0x01, [struct.pack("=HHHHQ", number + 1, 0, 0, 8, key) for key in (1, 2)])
-        for number in range(first, first + depth)
-    ]
-    pages.append(page_of(0x02, [struct.pack("=HHHHQQ", 8, 0, 0, 8, 1, 5)]))
-    free_db = struct.pack("=I", PAGE_SIZE).ljust(40, b"\0")
-    with open(tmp_path / "data.mdb", "w+b") as data:
-        data.write(bytes(first * PAGE_SIZE) + b"".join(pages))
-        data.flush()
-
-        def count(root: int) -> int:
-            tree = free_db + root.to_bytes(8, "little")
-            meta = DataMeta(bytes(16), 1, 0, 0, tree, bytes(48), first + depth, 9)
-            return pages_waiting_for(data.fileno(), meta, 0)
-
-        assert count(first + depth) == 5
-        with pytest.raises(SnapshotCorrupt):
-            count(first)
+    last = 12
+    pages = [branch_to((number + 1, 1), (number + 1, 2)) for number in range(2, last)] + [leaf_of(1, 5)]
+    assert count_in(tmp_path / "data.mdb", pages, last, 0) == 5
+    with pytest.raises(SnapshotCorrupt):
+        count_in(tmp_path / "data.mdb", pages, 2, 0)

@@ -60,6 +60,19 @@ def test_an_unknown_size_holds_its_next_step_and_lets_go_of_it(tmp_path, free, s
         assert directory._room.measure().reserved == 0
 
 
+def test_what_has_come_to_its_end_holds_no_step_any_more(tmp_path):
+    """Its fsync may take long, and others want the room meanwhile."""
+    with FakeDisk(64 * MIB).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
+
+        def meta_of(_image):
+            reserved.append(directory._room.measure().reserved)
+            return SnapshotMeta(1)
+
+        reserved = []
+        directory.save_from(Whole(MIB), meta_of)
+    assert reserved == [0]
+
+
 def test_a_disk_that_tells_late_what_it_has_is_not_asked_for_each_chunk(tmp_path, monkeypatch):
     """As one that compresses, or counts at its next commit: each question waits for the GIL."""
     monkeypatch.setattr(room, "_allocated_size", lambda file: 0)
