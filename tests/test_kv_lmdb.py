@@ -414,6 +414,40 @@ def test_long_pin_is_warned_of_with_its_cost(tmp_path: Path, caplog: pytest.LogC
         assert snapshot.pages_held == 0
 
 
+def test_a_pin_whose_cost_cannot_be_told_ends_and_hinders_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To count takes a reader's slot, and the last one may be taken: also just when a pin gives one back."""
+    now_s = [0.0]
+    with LmdbKV(tmp_path, monotonic=lambda: now_s[0], max_readers=2) as kv:
+        old = kv.snapshot()
+        image = old.image()
+        now_s[0] = PIN_WARN_AFTER_S + 1
+        with kv.snapshot() as young:
+            with pytest.raises(SnapshotTemporarilyUnavailable, match="reader slots"):
+                _ = old.pages_held
+            now_s[0] *= 2
+            young_image = young.image()
+        assert young_image.closed
+        old.close()
+        assert image.closed
+        assert kv.env.readers().count("\n") <= 1, "a slot is taken still"
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("what it costs cannot be told: all 2 reader slots" in words for words in told) == 2
+
+
+def test_what_a_pin_costs_is_asked_in_its_own_process(tmp_path: Path) -> None:
+    with LmdbKV(tmp_path) as kv, kv.snapshot() as snapshot:
+        child = os.fork()
+        if child == 0:
+            try:
+                _ = snapshot.bytes_held
+            except ForkedProcess:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_environment_without_locks_is_refused(tmp_path: Path) -> None:
     with LmdbKV(tmp_path, lock=False) as kv, pytest.raises(SnapstoreError, match="lock=True"):
         kv.snapshot()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,3 +111,46 @@ def test_a_freelist_that_contradicts_itself_is_an_error(tmp_path: Path) -> None:
             data.write(whole)
             data.flush()
         assert pages_waiting_for(data.fileno(), meta, 0) > 0
+
+
+def page_of(flags: int, nodes: list[bytes]) -> bytes:
+    """A page of data format 1 with these nodes, each 16 bytes or a multiple."""
+    places = [PAGE_SIZE - sum(map(len, nodes[number:])) for number in range(len(nodes))]
+    head = bytes(10) + struct.pack("=HHH", flags, 16 + 2 * len(nodes), places[0])
+    return (head + struct.pack(f"={len(nodes)}H", *places)).ljust(places[0], b"\0") + b"".join(nodes)
+
+
+def leaf_of(txnid: int, count: int) -> bytes:
+    """A leaf with one record: what this transaction has freed."""
+    return page_of(0x02, [struct.pack("=HHHHQQ", 8, 0, 0, 8, txnid, count)])
+
+
+def branch_to(*children: tuple[int, int]) -> bytes:
+    """A branch to these pages, each with the key that it begins with."""
+    return page_of(0x01, [struct.pack("=HHHHQ", number, 0, 0, 8, key) for number, key in children])
+
+
+def count_in(path: Path, pages: list[bytes], root: int, pin: int) -> int:
+    """What is counted in the tree of `pages`, of which the first is page 2, for a pin of this transaction."""
+    path.write_bytes(bytes(2 * PAGE_SIZE) + b"".join(pages))
+    tree = struct.pack("=I", PAGE_SIZE).ljust(40, b"\0") + root.to_bytes(8, "little")
+    meta = DataMeta(bytes(16), 1, 0, 0, tree, bytes(48), len(pages) + 1, 9)
+    with open(path, "rb") as data:
+        return pages_waiting_for(data.fileno(), meta, pin)
+
+
+@pytest.mark.parametrize(("pin", "waiting"), [(4, 1110), (5, 1110), (6, 1100), (7, 1000), (8, 0), (9, 0)])
+def test_a_record_counts_wherever_a_branch_divides(tmp_path: Path, pin: int, waiting: int) -> None:
+    """Of the subtree before the pin's own record nothing is read, of the one that ends with it all."""
+    pages = [branch_to((3, 3), (4, 5), (5, 6), (6, 7), (7, 9))]
+    pages += [leaf_of(txnid, count) for txnid, count in ((3, 1), (5, 10), (6, 100), (7, 1000), (9, 10_000))]
+    assert count_in(tmp_path / "data.mdb", pages, 2, pin) == waiting
+
+
+def test_a_tree_that_leads_to_a_page_twice_is_an_error_and_not_walked_again_and_again(tmp_path: Path) -> None:
+    """Two ways from each page to the next make 2 to the power of the depth: LMDB's 32 would never end."""
+    last = 12
+    pages = [branch_to((number + 1, 1), (number + 1, 2)) for number in range(2, last)] + [leaf_of(1, 5)]
+    assert count_in(tmp_path / "data.mdb", pages, last, 0) == 5
+    with pytest.raises(SnapshotCorrupt):
+        count_in(tmp_path / "data.mdb", pages, 2, 0)

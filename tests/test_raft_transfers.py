@@ -121,6 +121,12 @@ def test_message_that_does_not_come_gives_the_snapshot_back(bench):
     assert bench.engine.reports == []
 
 
+def test_each_lease_names_the_member_that_the_snapshot_is_for(bench):
+    bench.lend(2)
+    bench.exchange.snapshot(3)
+    assert [lease.owner for lease in bench.store.leases()] == ["member 2", "member 3"]
+
+
 def test_message_without_a_snapshot_is_reported_in_the_next_turn(bench, caplog):
     bench.exchange.send(2, 10, MESSAGE)
     assert bench.engine.reports == [], "its Ready is still open"

@@ -10,6 +10,7 @@ import pytest
 from fake_disks import GIB, MIB, FakeDisk, Whole, offered, refusal
 from nodes import UNIT
 from residue import nothing_left
+from snapstore import room
 from snapstore._fastpipe import Progress, digest
 from snapstore.errors import NoRoom, PipeClosed, SnapshotTooLarge
 from snapstore.manifest import Manifest
@@ -48,7 +49,8 @@ def test_an_unknown_size_holds_its_next_step_and_lets_go_of_it(tmp_path, free, s
     with FakeDisk(free).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
 
         def offer():
-            assert step - 9 * UNIT <= directory._room.measure().reserved <= step
+            # The byte that it asks for, and the step behind it.
+            assert step - 9 * UNIT <= directory._room.measure().reserved <= step + 1
             refusal(offered(directory, 2, free - step + UNIT))
             with offered(directory, 3, free - step - 9 * UNIT):
                 raise Stop
@@ -56,6 +58,28 @@ def test_an_unknown_size_holds_its_next_step_and_lets_go_of_it(tmp_path, free, s
         with pytest.raises(Stop):
             directory.save_from(Growing(3, offer), 1)
         assert directory._room.measure().reserved == 0
+
+
+def test_what_has_come_to_its_end_holds_no_step_any_more(tmp_path):
+    """Its fsync may take long, and others want the room meanwhile."""
+    with FakeDisk(64 * MIB).open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
+
+        def meta_of(_image):
+            reserved.append(directory._room.measure().reserved)
+            return SnapshotMeta(1)
+
+        reserved = []
+        directory.save_from(Whole(MIB), meta_of)
+    assert reserved == [0]
+
+
+def test_a_disk_that_tells_late_what_it_has_is_not_asked_for_each_chunk(tmp_path, monkeypatch):
+    """As one that compresses, or counts at its next commit: each question waits for the GIL."""
+    monkeypatch.setattr(room, "_allocated_size", lambda file: 0)
+    disk = FakeDisk(64 * MIB)
+    with disk.open(tmp_path / "stored", reserve=0, chunk_size=UNIT) as directory:
+        directory.save_from(Whole(20 * MIB), 1)
+    assert disk.asked < 20  # For its 1,280 chunks.
 
 
 class Stop(Exception):

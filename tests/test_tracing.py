@@ -12,7 +12,7 @@ from nodes import CONTENT, META, push, written
 from processes import unmeasured
 from snapstore.aio import save_from
 from snapstore.directory import SnapshotDir
-from snapstore.errors import PeerRejected, PipeClosed
+from snapstore.errors import PeerRejected, PipeClosed, SnapshotCorrupt
 from snapstore.transfer import Direction
 from snapstore.transfers import TransferRegistry
 
@@ -72,6 +72,31 @@ def test_how_it_ended_is_the_spans_status(registry, exporter, error, is_error):
     assert (not span.status.is_ok and not span.status.is_unset) is is_error
     assert str(error) in span.attributes["snapstore.error"]
     assert not is_error or str(error) in span.status.description
+
+
+def test_what_no_exporter_can_encode_is_told_as_text(registry, exporter):
+    """A peer may offer any index of 64 bits, and a file's name in an error may be any bytes."""
+    error = SnapshotCorrupt(b"/snap-\xff: chunk 7".decode("utf-8", "surrogateescape"))
+    with (
+        pytest.raises(SnapshotCorrupt),
+        registry.watch(Direction.IN, "peer", 2**64 - 1, total=2**63 - 1),
+    ):
+        raise error
+    (span,) = exporter.get_finished_spans()
+    told = [span.attributes[f"snapstore.{name}"] for name in ("index", "total", "error")]
+    assert told[:2] == [str(2**64 - 1), 2**63 - 1]
+    assert told[2] == r"SnapshotCorrupt: /snap-\udcff: chunk 7"
+    assert span.status.description == told[2]
+
+
+def test_what_has_ended_is_not_remembered(tracer):
+    from snapstore.tracing import TransferSpans
+
+    registry = TransferRegistry()
+    spans = TransferSpans(registry, tracer)
+    with registry.watch(Direction.IN, "peer", 1):
+        assert len(spans._spans) == 1
+    assert not spans._spans
 
 
 def test_those_at_once_and_those_begun_before_are_told_apart(registry, exporter, tracer):

@@ -152,7 +152,8 @@ class RoomAccount:
                 raise room.refusal(wanted if grows else missing)
             if grows:
                 step = min(STEP_SIZE_MAX, max(STEP_SIZE_MIN, room.left // STEP_PARTS))
-                wanted = min(size_max, max(wanted, allocated + min(step, room.left)))
+                # From what it asks for on: a disk that compresses, or tells late, would have each chunk ask.
+                wanted = min(size_max, max(wanted, allocated) + min(step, room.left - missing))
             self._held[file] = wanted
         return wanted
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from snapstore.errors import SnapshotCorrupt
@@ -61,13 +61,16 @@ class _Tree:
     fd: int
     meta: DataMeta
     txnid: int
+    # A damaged tree that leads to one page twice may do so at each level: no walk would end.
+    _seen: set[int] = field(default_factory=set)
 
     def counts(self, number: int, depth: int = 1) -> Iterator[int]:
         """Yield the counts of the records below page `number` that wait for the pin."""
         page = self._read(number, self.meta.page_size)
         kind, places = self._head(page)
-        if depth > _DEPTH_MAX or not kind & (_BRANCH | _LEAF):
+        if number in self._seen or depth > _DEPTH_MAX or not kind & (_BRANCH | _LEAF):
             raise SnapshotCorrupt(f"page {number} is none of a freelist")
+        self._seen.add(number)
         for place, following in zip(places, [*places[1:], None], strict=True):
             low, middle, flags, _ = _NODE.unpack_from(page, place)
             if kind & _LEAF:

@@ -12,7 +12,6 @@ calls; the walk for the free pages waits until the image is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import mmap
 import os
@@ -107,8 +106,10 @@ class LmdbSnapshot:
         closed. What a long pin costs, for operators; in units of the page size.
 
         Reads some pages of the freelist, in a short read transaction of its own; raises what `snapshot`
-        does where there can be none.
+        does where there can be none, and SnapshotCorrupt for a damaged freelist.
         """
+        if os.getpid() != self._pid:
+            raise ForkedProcess("this LmdbSnapshot was taken before the fork; its pin belongs to the parent")
         with self._lock:
             if self._closed:
                 return 0
@@ -178,26 +179,24 @@ class LmdbSnapshot:
         return self.image().write_to(writer)
 
     def warn_if_long(self) -> None:
-        """Log once when the pin is held and older than `PIN_WARN_AFTER_S`."""
+        """Log once when the pin is held and older than `PIN_WARN_AFTER_S`. What it costs may be unknown:
+        that hinders neither its end nor the next pin."""
         age_s = self._monotonic() - self._pinned_s
         if self._warned or self._closed or age_s < PIN_WARN_AFTER_S:
             return
         self._warned = True
-        logger.warning(
-            "LMDB transaction %d was pinned for %.0f s; %d free pages could not be used meanwhile",
-            self.txnid,
-            age_s,
-            self.pages_held,
-        )
+        try:
+            cost = f"{self.pages_held} free pages could not be used meanwhile"
+        except Exception as error:  # noqa: BLE001 - no reader slot, a damaged freelist, a closed environment.
+            cost = f"what it costs cannot be told: {error}"
+        logger.warning("LMDB transaction %d was pinned for %.0f s; %s", self.txnid, age_s, cost)
 
     def close(self) -> None:
         """Give the pin back. First the image is closed, so that nobody reads pages that change. Any
         thread, any moment, any number of times."""
         forked = os.getpid() != self._pid
         if not forked:
-            # An environment that was closed first has no pages to count, and the rest is owed all the same.
-            with contextlib.suppress(lmdb.Error):
-                self.warn_if_long()
+            self.warn_if_long()
         with self._lock:
             if self._closed:
                 return

@@ -27,8 +27,9 @@ class Engine(Protocol):
 class SnapshotLender(Protocol):
     """A `SnapshotStore`, as far as a leader needs it."""
 
-    def get_snap(self) -> SnapshotStream:
-        """Hand out the snapshot, or raise `SnapshotTemporarilyUnavailable`. Never blocks."""
+    def get_snap(self, *, owner: str) -> SnapshotStream:
+        """Hand out the snapshot to `owner`, a name for people, or raise `SnapshotTemporarilyUnavailable`.
+        Never blocks."""
 
     def clear_used_snap(self, stream: SnapshotStream, /) -> None:
         """Take `stream` back."""

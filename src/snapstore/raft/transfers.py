@@ -133,7 +133,7 @@ class Transfers:
         rest_s = self._rests_until_s.get(to, 0.0) - self._clock.monotonic()
         if rest_s > 0:
             raise SnapshotTemporarilyUnavailable(f"member {to} failed and is left alone for {rest_s:.1f} s")
-        stream = self._store.get_snap()
+        stream = self._store.get_snap(owner=f"member {to}")
         try:
             self._open[to] = self._lent(to, stream, request_index)
         except BaseException:
