@@ -9,7 +9,6 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
 from snapstore.meta import check_index
@@ -65,6 +64,9 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if not found or found[2].lower() not in _UNITS:
         raise ArgumentTypeError(f"a size is a number and a unit, as 1GiB, 64MiB or 10GB, not {text!r}")
+    # Imported here, since `fractions` brings in `decimal`, and few commands are given a size.
+    from fractions import Fraction
+
     # A fraction, not a float: sizes above 2^53 bytes stay exact.
     return int(Fraction(found[1]) * _UNITS[found[2].lower()])
 
