@@ -77,9 +77,10 @@ def test_a_rate_at_which_peers_give_up_is_told_as_a_usage_error(tmp_path):
     assert not (tmp_path / "stored").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "client"),
-    [((), ("--rate", OPTION)), pytest.param(("--rate-in", OPTION), (), marks=pytest.mark.slow)],
+    [((), ("--rate", OPTION)), (("--rate-in", OPTION), ())],
     ids=["out", "in"],
 )
 def test_what_is_sent_keeps_to_either_side_s_rate(peer, kv, server, client):

@@ -100,7 +100,7 @@ class SlowLine(CuttingLine):
         super().__exit__(*exception)
 
 
-@pytest.mark.parametrize("way", ["push", "fetch"])
+@pytest.mark.parametrize("way", ["push", pytest.param("fetch", marks=pytest.mark.slow)])
 def test_no_deadline_is_for_a_whole_transfer(tmp_path, way):
     """All are a tenth of what it takes in all; the line is slow and never still."""
     content = os.urandom(600 * UNIT)

@@ -73,6 +73,7 @@ def test_a_snapshot_of_a_store_that_is_written_to_arrives_and_is_the_same(tmp_pa
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_draws_bars_and_ends_with_the_table(tmp_path):
     seen, code = on_terminal("demo", "--size", "8MiB", "--dir", tmp_path)
     assert code == ExitCode.DONE

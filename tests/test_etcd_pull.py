@@ -176,7 +176,7 @@ def test_a_stream_without_an_end_is_cut(directory):
         EtcdClient(server.url).pull(directory)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_server_that_falls_silent_is_left(directory, count):
     def silent(server, _context):
         yield from list(sent(DATABASE))[:count]

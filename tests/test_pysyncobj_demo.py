@@ -72,6 +72,7 @@ def check(outcome):
     assert min(outcome[span]["commits_per_s"] for span in ("before", "during", "after")) > 0
 
 
+@pytest.mark.slow
 def test_a_node_that_lost_all_is_handed_a_snapshot_while_writes_go_on_and_is_equal_to_the_others(tmp_path):
     report = play(tmp_path, "--size", "8MiB")
     assert report["identical"] is True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -285,11 +286,12 @@ class ExchangeMachine(RuleBasedStateMachine):
         assert [kv.closed for kv in self.kvs] == [1] * len(self.kvs), "a KV was left open"
 
 
-def test_exchange_under_a_bad_network():
+@pytest.mark.parametrize("runs", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_exchange_under_a_bad_network(runs):
     run_state_machine_as_test(
         ExchangeMachine,
         settings=settings(
-            max_examples=300,
+            max_examples=runs,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -60,7 +60,7 @@ WAYS = {
     "Ctrl-C": ("sys.stderr.close(); os.kill(os.getpid(), 2); time.sleep(60)", -signal.SIGINT, True),
 }
 
-modes = pytest.mark.parametrize("mode", ["nameless", "named"])
+modes = pytest.mark.parametrize("mode", ["nameless", pytest.param("named", marks=pytest.mark.slow)])
 kinds = pytest.mark.parametrize("kind", ["descriptor", "reader"])
 
 

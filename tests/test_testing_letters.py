@@ -76,7 +76,9 @@ def test_a_save_takes_whatever_portions_a_reader_gives(directory, letters):
     assert directory.verify(1).path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("failing", range(5))
+@pytest.mark.parametrize(
+    "failing", [0, *(pytest.param(read, marks=pytest.mark.slow) for read in (1, 2, 3)), 4]
+)
 @pytest.mark.parametrize(
     ("letter", "kind"), [("E", OSError), ("t", TimeoutError), ("w", BlockingIOError), ("x", ValueError)]
 )

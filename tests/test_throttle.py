@@ -117,6 +117,7 @@ def test_who_waits_can_be_stopped(background):
         sent.result()
 
 
+@pytest.mark.slow
 def test_beside_the_urgent_others_have_their_share_and_no_more(background):
     assert_shared(background, lambda throttle, low: send(throttle, DATA * 2, urgent=False, progress=low))
 

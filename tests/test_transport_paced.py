@@ -92,7 +92,9 @@ def test_it_keeps_to_the_rate(ways, way):
     assert throttle.bytes >= 2 * MIB
 
 
-@pytest.mark.parametrize("way", ["send", "fetch", "save", "send_etcd"])
+@pytest.mark.parametrize(
+    "way", ["send", *(pytest.param(way, marks=pytest.mark.slow) for way in ("fetch", "save", "send_etcd"))]
+)
 def test_what_is_not_urgent_yields(ways, way, background):
     assert_shared(
         background,
