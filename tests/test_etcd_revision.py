@@ -152,6 +152,7 @@ def test_a_root_outside_is_refused():
         read(b"".join(metas) + content[2 * PAGE_SIZE :])
 
 
+@pytest.mark.slow
 def test_no_change_of_one_byte_is_more_than_a_refusal():
     """Whatever stands in any byte: a number or an error of ours comes, and soon."""
     content = keyed(

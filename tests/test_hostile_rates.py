@@ -62,7 +62,9 @@ def measuring(nothing_lost, tmp_path):
         yield follower
 
 
-@pytest.mark.parametrize("data", [b"", bytes(10 * UNIT)], ids=["chunks", "data"])
+@pytest.mark.parametrize(
+    "data", [b"", pytest.param(bytes(10 * UNIT), marks=pytest.mark.slow)], ids=["chunks", "data"]
+)
 @pytest.mark.parametrize("size_known", [True, False], ids=["sized", "unsized"])
 @pytest.mark.parametrize(
     ("factor", "status"), [(0.5, 408), (0.9, 408), (3, 201)], ids=["half", "below", "above"]

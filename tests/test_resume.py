@@ -270,6 +270,7 @@ class TestKeptFrames:
         assert self.push(follower, body + body_after(2)[40:])[0] == 422
         assert follower.directory.list() == []
 
+    @pytest.mark.slow
     def test_a_body_with_any_bit_of_its_frames_turned_saves_nothing_else(self, follower):
         body = body_after(2)
         for bit in [*range(56 * 8), *range((len(body) - 40) * 8, len(body) * 8)]:

@@ -72,6 +72,7 @@ def test_a_body_with_any_bit_turned_saves_nothing(follower):
         assert follower.names() == []
 
 
+@pytest.mark.slow
 def test_a_body_of_unknown_size_with_any_bit_turned_saves_nothing(follower):
     body = chunked(frames(SMALL))
     head = {"Content_Length": None, "Snapstore_Size": None, "Transfer_Encoding": "chunked"}

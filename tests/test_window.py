@@ -24,8 +24,8 @@ from snapstore.errors import PipeClosed
 BLOCK_SIZE = 256 * 1024
 WINDOW_SIZE = 128 * BLOCK_SIZE
 
-#: Three windows, and not in whole blocks. No block is like another.
-SIZE = 3 * WINDOW_SIZE + 123
+#: More than two windows, and not in whole blocks. No block is like another.
+SIZE = 5 * WINDOW_SIZE // 2 + 123
 DATA = os.urandom(BLOCK_SIZE + SIZE // BLOCK_SIZE + 1)
 DATA = b"".join(DATA[number : number + BLOCK_SIZE] for number in range(SIZE // BLOCK_SIZE + 1))[:SIZE]
 WAIT_S = 20.0
