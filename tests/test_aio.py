@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from nodes import CONTENT, META, UNIT, WAIT_S, written
+from nodes import CONTENT, META, UNIT, WAIT_S, wait_until, written
 from rotten import rot
 from snapstore import _fastpipe
 from snapstore.aio import _THREADS, THREADS_MAX, AsyncClient, opened, save_from
@@ -188,4 +188,4 @@ def test_ctrl_c_while_a_thread_begins_is_raised_and_ends_what_began(directory, m
         assert len(await asyncio.gather(*saves)) == 32
 
     run(main)
-    assert _THREADS._count == 0
+    wait_until(lambda: _THREADS._count == 0)
