@@ -127,6 +127,7 @@ def test_different_indexes_are_saved_at_once(mode, tmp_path):
     assert len(names(tmp_path)) == 32
 
 
+@pytest.mark.slow
 def test_threads_that_list_at_once_each_see_everything(tmp_path):
     """A lister that misses a name would take a manifest for an orphan, and a number for a free one."""
     for index in range(2000):

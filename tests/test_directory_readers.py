@@ -119,7 +119,9 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("before", [0, 1, 2 * UNIT, len(CONTENT)])
+@pytest.mark.parametrize(
+    "before", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2 * UNIT)), len(CONTENT)]
+)
 @pytest.mark.parametrize("lie", LIES)
 def test_an_answer_that_is_no_bytes_is_named_and_nothing_saved(lie, before, directory):
     answer, error, message = LIES[lie]
@@ -142,7 +144,9 @@ class Own(Exception):
     """An error of the reader's own making."""
 
 
-@pytest.mark.parametrize("before", [0, UNIT, 200 * UNIT, len(CONTENT)])
+@pytest.mark.parametrize(
+    "before", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (UNIT, 200 * UNIT)), len(CONTENT)]
+)
 @pytest.mark.parametrize("kind", [Own, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
 def test_what_a_reader_raises_comes_out_as_it_is(kind, before, directory):
     error = kind("mine")

@@ -200,6 +200,7 @@ def test_messages_without_bytes_are_silence(directory):
         EtcdClient(server.url, idle_timeout_s=SILENCE_S, rate_min=0).pull(directory)
 
 
+@pytest.mark.slow
 def test_a_server_that_drips_is_left(directory):
     def dripping(_server, context):
         for start in range(len(DATABASE)):

@@ -65,7 +65,9 @@ def measuring(nothing_lost, tmp_path):
 @pytest.mark.parametrize(
     "data", [b"", pytest.param(bytes(10 * UNIT), marks=pytest.mark.slow)], ids=["chunks", "data"]
 )
-@pytest.mark.parametrize("size_known", [True, False], ids=["sized", "unsized"])
+@pytest.mark.parametrize(
+    "size_known", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["sized", "unsized"]
+)
 @pytest.mark.parametrize(
     ("factor", "status"), [(0.5, 408), (0.9, 408), (3, 201)], ids=["half", "below", "above"]
 )

@@ -122,7 +122,9 @@ def bad_answers_to_a_push():
 
 
 @table(*no_answers(), *bad_answers_to_a_push())
-@pytest.mark.parametrize("stream", [written, endless], ids=["sized", "endless"])
+@pytest.mark.parametrize(
+    "stream", [written, pytest.param(endless, marks=pytest.mark.slow)], ids=["sized", "endless"]
+)
 def test_a_push_to_a_hostile_server_ends_with_one_error(behave, stream):
     with stream() as snapshot:
         error = outcome(lambda url: impatient().send_snapshot(url, snapshot, chunk_size=UNIT), behave)

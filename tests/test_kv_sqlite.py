@@ -451,6 +451,7 @@ restore_sqlite(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_step_leaves_the_old_or_the_new_whole(kv, database, other, tmp_path):
     """The old database's last commits are in its WAL only, where a careless restore loses or replays them."""
     other.sql("PRAGMA wal_autocheckpoint=0")

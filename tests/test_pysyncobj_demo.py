@@ -103,7 +103,8 @@ def test_the_same_with_paced_transfers_durable_logs_and_a_busy_disk(tmp_path):
     assert names(logs) == names(stores) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_one_removes_its_stores_and_ends_its_processes(tmp_path, number):
     command = ("demo", "raft", "--size", "64MiB", "--dir", tmp_path)
     with spawn(*command, stderr=subprocess.PIPE, text=True) as child:
@@ -251,6 +252,7 @@ def test_reserved_addresses_are_given_to_who_asks_for_them_and_to_nobody_else():
                     pass
 
 
+@pytest.mark.slow
 def test_one_that_was_killed_is_no_death_and_may_come_again(tmp_path):
     with Cast(str(tmp_path)) as cast:
         for number in range(3):

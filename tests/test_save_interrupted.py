@@ -65,7 +65,10 @@ WAYS = {
     ),
 }
 
-modes = pytest.mark.parametrize("mode", ["nameless", pytest.param("named", marks=pytest.mark.slow)])
+#: A process for each, of which there are many.
+pytestmark = pytest.mark.slow
+
+modes = pytest.mark.parametrize("mode", ["nameless", "named"])
 kinds = pytest.mark.parametrize("kind", ["descriptor", "reader"])
 
 

@@ -152,6 +152,7 @@ class Scratch:
         shutil.rmtree(self._path)
 
 
+@pytest.mark.slow
 @in_a_fresh_process(measured=False)
 def test_a_nameless_save_is_whole_or_nothing_whatever_fails():
     sweep("nameless", "small")
