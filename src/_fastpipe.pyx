@@ -98,6 +98,8 @@ cdef extern from * nogil:
     int munmap(void* address, size_t size) noexcept
     void* MAP_FAILED
     const int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    int madvise(void* address, size_t size, int advice) noexcept
+    const int MADV_HUGEPAGE
 
     int openat(int directory, const char* name, int flags, ...) noexcept
     int unlinkat(int directory, const char* name, int flags) noexcept

@@ -237,6 +237,8 @@ cdef int save_all(SourceState* source, int fd, SaveLimits* limits, Digests* dige
     target.ring = ring_new(limits.chunk_size, limits.chunks if fd >= 0 else 1)
     if target.ring == NULL:
         return -ENOMEM
+    if limits.direct and limits.size > SINGLE_WRITE_SIZE_MAX:
+        ring_ask_for_huge_pages(target.ring)
     if source.kind == SOURCE_FRAMES:
         source.frame.kept_size = limits.kept     # the sender's digests will tell whether they are right
     else:

