@@ -20,6 +20,10 @@ ANSWER_S_MAX = 60.0
 #: Between two looks at who leads: some messages are exchanged meanwhile.
 LOOK_TURNS = 5
 
+#: What a member must never say, and how many lines around it tell what it was about.
+GRAVE = ("CRITICAL", "Traceback")
+LINES_BEFORE, LINES_AFTER = 6, 30
+
 #: So often the members may be found at different entries, before it is one that never gets there.
 LOOKS_MAX = 50
 
@@ -96,8 +100,18 @@ class Cluster:
         raise AssertionError(f"the members do not come to the same entry: {contents}")
 
     def logs(self):
-        """What all members ever said on their standard error."""
-        return "".join((self._logs / f"{name}.log").read_text() for name in self._setups)
+        """What each member ever said on its standard error."""
+        return [(self._logs / f"{name}.log").read_text() for name in self._setups]
+
+    def grave(self):
+        """What members said that they must never say, each with the lines around it."""
+        found = []
+        for log in self.logs():
+            lines = log.splitlines()
+            for at, line in enumerate(lines):
+                if any(word in line for word in GRAVE):
+                    found.append("\n".join(lines[max(0, at - LINES_BEFORE) : at + LINES_AFTER]))
+        return found
 
 
 def check_disk(directory):

@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from residue import nothing_left
 from snapstore import _fastpipe
 from snapstore.errors import ForkedProcess, SnapshotTooLarge
 
@@ -115,23 +116,21 @@ def test_an_fsync_of_the_directory_that_failed_for_anybody_fails_for_all(make):
 
 @pytest.mark.parametrize("leave", ["discard", "with", "drop", "error"])
 def test_what_is_not_published_leaves_nothing(make, tmp_path, leave):
-    held = open_descriptors()
-    file = make()
-    if leave == "error":
-        with pytest.raises(SnapshotTooLarge), file:
-            file.fill(DATA, size_max=5)
-    else:
-        file.fill(DATA)
-    if leave == "with":
-        with file:
-            pass
-    elif leave == "discard":
-        file.discard()
-        file.discard()
-    del file
-    gc.collect()
+    with nothing_left(tmp_path):
+        file = make()
+        if leave == "error":
+            with pytest.raises(SnapshotTooLarge), file:
+                file.fill(DATA, size_max=5)
+        else:
+            file.fill(DATA)
+        if leave == "with":
+            with file:
+                pass
+        elif leave == "discard":
+            file.discard()
+            file.discard()
+        del file
     assert names(tmp_path) == []
-    assert open_descriptors() == held
 
 
 def test_a_file_that_is_done_is_refused(make):

@@ -47,6 +47,21 @@ def test_a_sweep_tells_what_it_found_and_finds_it_again(tmp_path):
     assert (missed.missed, missed.points.total()) == ([Point("fsync", 7, "EIO")], 0)
 
 
+@in_a_fresh_process(measured=False)
+def test_how_full_the_tester_is_makes_no_call_of_a_run(tmp_path):
+    """A save of 400 KB of objects, after more and more of them: somewhere there is no room for them."""
+    around = []
+
+    def save(path):
+        os.mkdir(path / "new")
+        return [bytes(400) for _ in range(1000)]
+
+    for _ in range(10):
+        around.append([bytes(400) for _ in range(300)])
+        sweep = syscall_sweep(save, lambda _path, _run: None, scratch=tmp_path)
+        assert set(sweep.by_call()) == {"mkdir", "mark"}
+
+
 @in_a_fresh_process
 def test_a_save_that_hangs_or_dies_is_a_violation(tmp_path):
     def save(path):

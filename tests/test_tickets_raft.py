@@ -1,5 +1,6 @@
 """Raft's own rules while a ticket is on its way: nothing is applied or counted that was not committed."""
 
+import pickle
 import threading
 
 import pytest
@@ -264,3 +265,73 @@ def test_the_snapshot_behind_the_dump_file_stays_whatever_is_fetched(cluster):
     assert follower.indexes == [first, leader.ticket.index]
     cluster.compact(follower)
     cluster.until(lambda: first not in follower.indexes)
+
+
+def append(cluster, follower, at, entries):
+    """Have the leader send `entries` to `follower`, for behind place `at` of that one's log."""
+    leader = cluster.leader
+    _command, index, term = follower.node._SyncObj__raftLog[at]
+    message = {
+        "type": "append_entries",
+        "term": leader.node.raftCurrentTerm,
+        "commit_index": leader.applied,
+        "prevLogIdx": index,
+        "prevLogTerm": term,
+    }
+    cluster.network.lines[follower.name].take(leader.name, {**message, **entries})
+
+
+@pytest.mark.parametrize("elected", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_entries_that_come_twice_delete_nothing(cluster, caplog, elected, count):
+    if elected:
+        cluster.elect("c:3")  # Nothing is here from this leader yet.
+    follower = cluster.members["b:2"]
+    log = follower.node._SyncObj__raftLog
+    before = log[:]
+    append(cluster, follower, -4, {"entries": before[-3:][:count]})
+    assert log[:] == before
+    new = (b"\1", before[-1][1] + 1, before[-1][2])
+    append(cluster, follower, -4, {"entries": [*before[-3:], new]})
+    assert log[:] == [*before, new]
+    assert not [record for record in caplog.records if record.levelname == "CRITICAL"]
+    log.deleteEntriesFrom(len(before))
+
+
+def test_nor_does_a_large_entry_that_comes_twice(cluster):
+    leader, follower = cluster.leader, cluster.members["b:2"]
+    cluster.call("put", b"large", bytes(2 * leader.conf.appendEntriesBatchSizeBytes))
+    cluster.fill(1)
+    cluster.settle()
+    before, applied = follower.node._SyncObj__raftLog[:], follower.applied
+    (at,) = (at for at, entry in enumerate(before) if len(entry[0]) > leader.conf.appendEntriesBatchSizeBytes)
+    large = pickle.dumps(before[at])
+    for part, data in (("start", large[:9]), ("process", large[9:99]), ("finish", large[99:])):
+        append(cluster, follower, at - 1, {"transmission": part, "data": data})
+        assert follower.node._SyncObj__raftLog[:] == before
+    cluster.fill(1)
+    cluster.settle()
+    assert follower.applied > applied
+    assert follower.content == leader.content
+
+
+def test_what_a_deposed_leader_has_beyond_the_others_is_deleted_all_the_same(deposed):
+    cluster, old, gate, results = deposed
+    gate.go_on.set()
+    cluster.fill(2)
+    cluster.network.cut.clear()
+    cluster.settle()
+    assert old.node._SyncObj__raftLog[:] == cluster.leader.node._SyncObj__raftLog[:]
+    assert old.content == cluster.leader.content
+    assert 0 not in results
+
+
+def test_entries_that_differ_where_they_must_not_are_told_of(cluster, caplog):
+    leader, follower = cluster.leader, cluster.members["b:2"]
+    log = follower.node._SyncObj__raftLog
+    before = log[:]
+    other = (b"\1", before[-2][1], before[-2][2] + 1)
+    follower.node._SyncObj__raftCurrentTerm = leader.node._SyncObj__raftCurrentTerm = before[-2][2] + 1
+    append(cluster, follower, -3, {"entries": [other]})
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    assert log[:] == [*before[:-2], other]

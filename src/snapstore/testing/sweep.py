@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,10 @@ ATTEMPTS_MAX = 5
 
 #: After so many violations the save is known to be broken.
 VIOLATIONS_MAX = 20
+
+#: Python's allocator maps a MiB (`ARENA_SIZE` in its obmalloc.c) when it has no room left: in one run and not
+#: in the next, by what lies around in the tester's process. Twice that, in blocks as large as it takes.
+ROOM_BLOCKS, ROOM_BLOCK_SIZE = 4096, 512
 
 _SYNCS = {"fsync", "fdatasync"}
 
@@ -219,6 +224,7 @@ class _Sweeping:
 
     def _act(self, subject: Subject) -> None:
         self._prepared = self._prepare(self._path)  # Kept: to drop it is not the save's.
+        self._block = _room_for_objects()
         subject.begin()
         self._save(self._prepared)
 
@@ -275,3 +281,10 @@ class _Attempt:
         # An fsync that was interrupted has not failed: nothing was given up.
         if call.name in _SYNCS and result < 0 and result != -errno.EINTR:
             self._failed_syncs |= {found for found in [self._syncing.get(call.tid)] if found}
+
+
+def _room_for_objects() -> bytes:
+    """Have almost a MiB free for Python's small objects, as long as what is returned is there."""
+    empty_size = sys.getsizeof(b"")
+    blocks = [bytes(ROOM_BLOCK_SIZE - empty_size) for _ in range(ROOM_BLOCKS)]
+    return blocks[-1]  # In the MiB that was mapped last; those that are all free are given back.

@@ -2,6 +2,11 @@
 
 It must not know tickets or KVs. All that is used of PySyncObj beyond its manual stands here.
 
+PySyncObj deletes from its log all that lies behind the place where a message begins, and its leader sends
+some entries twice when it learns where a restarted follower stands. So that one would lose, for a moment,
+entries that it has confirmed, and applied perhaps: were the leader gone then, they would be lost for good.
+Raft deletes only what differs from the leader's log (section 5.3 of its paper), and so it is done here.
+
 Until a snapshot is installed, PySyncObj does two things that raft forbids, for a moment with its own dumps,
 for as long as the fetch takes with ours. With each message that belongs to a snapshot it takes its whole log
 as committed; and when it has been shown the dump it says that its whole log is the leader's. A leader that
@@ -28,7 +33,7 @@ class AttachedNode:
         self._node = weakref.proxy(node)
         logging.getLogger("pysyncobj.syncobj").addFilter(_drop_later)
         transport = node._SyncObj__transport
-        transport._onMessageReceivedCallback = partial(_receive, transport._onMessageReceivedCallback)
+        transport._onMessageReceivedCallback = partial(self._receive, transport._onMessageReceivedCallback)
 
     @property
     def _log(self) -> Any:
@@ -80,12 +85,34 @@ class AttachedNode:
         if index > self.first_index:
             self._log.deleteEntriesTo(index - self.first_index)
 
+    def _receive(self, receive: Callable[[Any, Any], None], sender: Any, message: Mapping[str, Any]) -> None:
+        """Pass `message` on, so that PySyncObj does nothing with it that raft forbids."""
+        if message["type"] == "append_entries":
+            if "prevLogIdx" in message:
+                message = self._behind_shared(message)
+            else:  # It belongs to a snapshot, and says nothing of what is committed.
+                message = {**message, "commit_index": 0}
+        receive(sender, message)
 
-def _receive(receive: Callable[[Any, Any], None], sender: Any, message: Mapping[str, Any]) -> None:
-    """Pass `message` on; one that belongs to a snapshot says nothing of what is committed."""
-    if message["type"] == "append_entries" and "prevLogIdx" not in message:
-        message = {**message, "commit_index": 0}
-    receive(sender, message)
+    def _behind_shared(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return `message`, begun behind all of its sender's log that is known to be here.
+
+        As it is where it differs from what must be the same: PySyncObj then says so, and how grave it is.
+        """
+        log, at = self._log, message["prevLogIdx"] - self.first_index
+        shared = len(log) - 1
+        if log[shared][2] != message["term"]:  # The last entry is not from this leader.
+            shared = min(shared, max(self._node.raftCommitIndex, self.applied) - self.first_index)
+        if not 0 <= at < shared:
+            return message
+        entries = message.get("entries", [])
+        terms = [message["prevLogTerm"], *(term for _command, _index, term in entries[: shared - at])]
+        if terms != [term for _command, _index, term in log[at : at + len(terms)]]:
+            return message
+        _command, index, term = log[shared]
+        begun = {"prevLogIdx": index, "prevLogTerm": term, "entries": entries[shared - at :]}
+        # A large entry comes in parts, a "transmission": it is here already, and none of them is wanted.
+        return {**message, **begun, "transmission": None}
 
 
 def _drop_later(record: logging.LogRecord) -> bool:
