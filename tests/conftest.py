@@ -13,6 +13,7 @@ import bystander
 import nodes
 from pipes_at_work import SIZE
 from snapstore import _fastpipe
+from snapstore.directory import SnapshotDir
 
 #: Else gRPC opens descriptors anew in this process whenever it forks, which look like ours that were lost.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -58,6 +59,22 @@ def small_parts():
         patched.setattr("snapstore.archive.layout.PART_SIZE_MIN", archive_places.PART_SIZE)
         patched.setattr("snapstore.archive.download._SLOT_SIZE", archive_places.CHUNK_SIZE)
         yield
+
+
+@pytest.fixture
+def server():
+    """A server that speaks S3, with nothing in it: where a module says no other, `server` is an archive's."""
+    from archive_server import ArchiveServer
+
+    with ArchiveServer() as server:
+        yield server
+
+
+@pytest.fixture
+def target(tmp_path):
+    """A directory to receive into, empty."""
+    with SnapshotDir(tmp_path / "target") as target:
+        yield target
 
 
 @pytest.fixture

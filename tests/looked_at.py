@@ -7,9 +7,20 @@ import fcntl
 import os
 import time
 
+from nodes import CONTENT, UNIT
 from residue import names
+from snapstore.directory import SnapshotDir
 from snapstore.doctor import Level
 from snapstore.doctor.contents import look_into
+from snapstore.meta import SnapshotMeta
+
+
+def two_saved(path):
+    """A directory with the snapshots 7 and 8, made at `path`."""
+    with SnapshotDir(path, chunk_size=UNIT) as directory:
+        directory.save_from(CONTENT, SnapshotMeta(7, 3))
+        directory.save_from(CONTENT, 8)
+    return path
 
 
 def fingerprint(path):

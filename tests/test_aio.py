@@ -92,12 +92,20 @@ def test_the_callers_context_goes_along(directory):
     assert sorted(seen) == [1, 2]
 
 
+async def all_threads_taken(directory, count=THREADS_MAX):
+    """So many saves, and the gate at which those wait that have a thread: as many as there may be."""
+    loop, full = asyncio.get_running_loop(), asyncio.Event()
+    gate = Gate(on_read=lambda: gate.entered == THREADS_MAX and loop.call_soon_threadsafe(full.set))
+    saves = [
+        asyncio.ensure_future(save_from(directory, gate.reader(), index)) for index in range(1, count + 1)
+    ]
+    await full.wait()
+    return gate, saves
+
+
 def test_a_hundred_at_once_are_bounded_and_the_loops_own_threads_stay_free(directory):
     async def main(loop):
-        full = asyncio.Event()
-        gate = Gate(on_read=lambda: gate.entered == THREADS_MAX and loop.call_soon_threadsafe(full.set))
-        saves = [asyncio.ensure_future(save_from(directory, gate.reader(), index)) for index in range(1, 101)]
-        await full.wait()
+        gate, saves = await all_threads_taken(directory, 100)
         assert await asyncio.to_thread(int, "1") == 1
         threads = [thread for thread in threading.enumerate() if thread.name == "snapstore-aio"]
         assert len(threads) == THREADS_MAX
@@ -111,13 +119,7 @@ def test_a_hundred_at_once_are_bounded_and_the_loops_own_threads_stay_free(direc
 
 def test_one_that_is_cancelled_before_it_has_a_thread_never_begins(directory):
     async def main(loop):
-        full = asyncio.Event()
-        gate = Gate(on_read=lambda: gate.entered == THREADS_MAX and loop.call_soon_threadsafe(full.set))
-        saves = [
-            asyncio.ensure_future(save_from(directory, gate.reader(), index + 1))
-            for index in range(THREADS_MAX)
-        ]
-        await full.wait()
+        gate, saves = await all_threads_taken(directory)
         late = asyncio.ensure_future(save_from(directory, CONTENT, 1000))
         await asyncio.sleep(0)
         late.cancel()
@@ -135,13 +137,7 @@ def test_a_forked_child_has_threads_of_its_own(directory):
     """Those of its parent are counted no more, be they all at work."""
 
     async def main(loop):
-        full = asyncio.Event()
-        gate = Gate(on_read=lambda: gate.entered == THREADS_MAX and loop.call_soon_threadsafe(full.set))
-        saves = [
-            asyncio.ensure_future(save_from(directory, gate.reader(), index + 1))
-            for index in range(THREADS_MAX)
-        ]
-        await full.wait()
+        gate, saves = await all_threads_taken(directory)
         child = os.fork()
         if child == 0:
             ended = threading.Event()

@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from archive_places import CHUNK_SIZE, CONTENT, META, PART_SIZE, PARTS, archive_on, archived, stored
-from archive_server import ArchiveServer, obstore, part_puts
+from archive_server import obstore, part_puts
 from command_line import snapstore
 from processes import Process
 from residue import names
@@ -30,18 +30,6 @@ from snapstore.meta import SnapshotMeta
 from snapstore.transfer import Direction, State
 
 pytestmark = pytest.mark.usefixtures("small_parts")
-
-
-@pytest.fixture
-def server():
-    with ArchiveServer() as server:
-        yield server
-
-
-@pytest.fixture
-def target(tmp_path):
-    with SnapshotDir(tmp_path / "target") as directory:
-        yield directory
 
 
 def test_what_is_pushed_is_listed_and_pulled_with_its_meta(server, tmp_path, target):

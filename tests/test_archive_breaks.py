@@ -7,29 +7,16 @@ import threading
 import pytest
 
 from archive_places import CONTENT, PART_SIZE, PARTS, archive_on, archived, stored
-from archive_server import ArchiveServer, gets, obstore, part_puts
+from archive_server import gets, obstore, part_puts
 from command_line import END_S_MAX
 from nodes import stored_names
 from snapstore._fastpipe import Progress
 from snapstore.archive import bucket, download, upload
 from snapstore.archive.layout import inventory_name
-from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected, PeerUnreachable, PipeClosed, TransportError
 from snapstore.reception import partial_name
 
 pytestmark = pytest.mark.usefixtures("small_parts")
-
-
-@pytest.fixture
-def server():
-    with ArchiveServer() as server:
-        yield server
-
-
-@pytest.fixture
-def target(tmp_path):
-    with SnapshotDir(tmp_path / "target") as directory:
-        yield directory
 
 
 @pytest.fixture

@@ -7,16 +7,9 @@ import json
 import pytest
 
 from archive_places import CONTENT
-from archive_server import ArchiveServer
 from command_line import snapstore
 from snapstore.cli import ExitCode
 from snapstore.directory import SnapshotDir
-
-
-@pytest.fixture
-def server():
-    with ArchiveServer() as server:
-        yield server
 
 
 @pytest.fixture

@@ -36,12 +36,6 @@ def server(tmp_path):
         yield server
 
 
-@pytest.fixture
-def target(tmp_path):
-    with SnapshotDir(tmp_path / "target") as directory:
-        yield directory
-
-
 def part_name(server, number):
     return next(name for name in server.names() if name.endswith(f"part-{number:05d}"))
 

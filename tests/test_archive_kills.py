@@ -9,13 +9,12 @@ import subprocess
 import pytest
 
 from archive_places import archived, stored
-from archive_server import ArchiveServer, part_puts
+from archive_server import part_puts
 from command_line import END_S_MAX, spawn
 from nodes import stored_names
 from snapstore.archive import Archive
 from snapstore.archive.layout import PART_SIZE_DEFAULT, PART_SIZE_MIN
 from snapstore.cli import ExitCode
-from snapstore.directory import SnapshotDir
 
 pytestmark = pytest.mark.slow
 
@@ -24,18 +23,6 @@ SOME = os.urandom(1024**2) * 21
 
 #: Seven parts as the command line cuts them.
 MANY = os.urandom(1024**2) * 97
-
-
-@pytest.fixture
-def server():
-    with ArchiveServer() as server:
-        yield server
-
-
-@pytest.fixture
-def target(tmp_path):
-    with SnapshotDir(tmp_path / "target") as directory:
-        yield directory
 
 
 def ended(command, reached, signal_number):

@@ -5,25 +5,13 @@ from __future__ import annotations
 import pytest
 
 from archive_places import CONTENT, PART_SIZE, PARTS, archive_on, archived, stored
-from archive_server import ArchiveServer, obstore
+from archive_server import obstore
 from snapstore.archive import bucket, upload
 from snapstore.archive.layout import Inventory, inventory_name
 from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerUnreachable, SnapshotExists, TransportError
 
 pytestmark = pytest.mark.usefixtures("small_parts")
-
-
-@pytest.fixture
-def server():
-    with ArchiveServer() as server:
-        yield server
-
-
-@pytest.fixture
-def target(tmp_path):
-    with SnapshotDir(tmp_path / "target") as directory:
-        yield directory
 
 
 def race(server, tmp_path, content):

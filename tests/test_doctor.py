@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from looked_at import assert_told, fingerprint, held, looked
-from nodes import CONTENT, UNIT
+from looked_at import assert_told, fingerprint, held, looked, two_saved
+from nodes import CONTENT
 from processes import Process
 from residue import names
 from snapstore import disk, reception
@@ -19,7 +19,6 @@ from snapstore.directory import SnapshotDir
 from snapstore.doctor import Level, examine, treat
 from snapstore.doctor.contents import STRANGERS_SHOWN_MAX
 from snapstore.doctor.leftovers import JUST_MADE_S
-from snapstore.meta import SnapshotMeta
 
 pytestmark = pytest.mark.usefixtures("quick_doctor")
 
@@ -28,12 +27,7 @@ WAIT_S = 30.0
 
 @pytest.fixture
 def path(tmp_path):
-    """A directory with the snapshots 7 and 8."""
-    path = tmp_path / "snap"
-    with SnapshotDir(path, chunk_size=UNIT) as directory:
-        directory.save_from(CONTENT, SnapshotMeta(7, 3))
-        directory.save_from(CONTENT, 8)
-    return path
+    return two_saved(tmp_path / "snap")
 
 
 def test_a_sound_directory_has_nothing_wrong_and_nothing_is_changed(path):

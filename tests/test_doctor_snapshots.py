@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from looked_at import assert_told, fingerprint, found_in, looked
-from nodes import CONTENT, UNIT
+from looked_at import assert_told, fingerprint, found_in, looked, two_saved
+from nodes import UNIT
 from residue import names
 from rotten import rot
 from snapstore import disk
@@ -16,7 +16,6 @@ from snapstore.broken import broken_manifest_name, broken_name
 from snapstore.directory import SnapshotDir
 from snapstore.doctor import Level, examine, treat
 from snapstore.errors import SnapshotCorrupt
-from snapstore.meta import SnapshotMeta
 from snapstore.poison import leave_marker
 from snapstore.stored import StoredSnapshot
 
@@ -25,12 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_doctor")
 
 @pytest.fixture
 def path(tmp_path):
-    """A directory with the snapshots 7 and 8."""
-    path = tmp_path / "snap"
-    with SnapshotDir(path, chunk_size=UNIT) as directory:
-        directory.save_from(CONTENT, SnapshotMeta(7, 3))
-        directory.save_from(CONTENT, 8)
-    return path
+    return two_saved(tmp_path / "snap")
 
 
 def test_without_reading_nothing_is_said_to_be_read(path):

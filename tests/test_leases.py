@@ -18,27 +18,19 @@ from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotCorrupt
 from snapstore.lease import STORED_TTL_S, Kind, Lease
 from snapstore.stream import SnapshotStream
+from snapstore.testing import FakeClock
 
 WAIT_S = 20.0
 
 
-class Time:
-    """Seconds that a test moves."""
-
-    now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
+@pytest.fixture
+def clock():
+    return FakeClock(100.0)
 
 
 @pytest.fixture
-def time():
-    return Time()
-
-
-@pytest.fixture
-def directory(tmp_path, time, nothing_lost):
-    with SnapshotDir(tmp_path / "snap", monotonic=time) as directory:
+def directory(tmp_path, clock, nothing_lost):
+    with SnapshotDir(tmp_path / "snap", monotonic=clock.monotonic) as directory:
         for index in (1, 2, 3):
             directory.save_from(CONTENT, index)
         directory.verify(3)
@@ -61,11 +53,11 @@ def here():
 # What is told of a lease.
 
 
-def test_a_lease_tells_who_holds_what_and_where_it_was_taken(directory, time):
+def test_a_lease_tells_who_holds_what_and_where_it_was_taken(directory, clock):
     assert directory.leases() == []
     with directory.open(2, owner="applier", ttl_s=60.0) as second:
         line = here() - 1
-        time.now_s += 12.5
+        clock.advance(12.5)
         with directory.open(1) as first:
             assert directory.leases() == [second.lease, first.lease]
             assert second.lease.to_json() == {
@@ -114,9 +106,9 @@ def test_a_time_that_is_none_is_refused_and_leaves_nothing(directory, ttl_s):
     assert directory.leases() == []
 
 
-def test_a_lease_without_end_is_never_overdue(directory, time):
+def test_a_lease_without_end_is_never_overdue(directory, clock):
     with directory.open(1, ttl_s=math.inf) as snapshot:
-        time.now_s += 1e12
+        clock.advance(1e12)
         assert not snapshot.lease.overdue
         assert json.loads(json.dumps(snapshot.lease.to_json(), allow_nan=False))["left_s"] is None
 
@@ -132,13 +124,13 @@ def test_a_broken_snapshot_leaves_no_lease(directory):
 # The end of its time.
 
 
-def test_until_its_time_is_up_no_purge_takes_it_then_one_may_and_the_reader_reads_on(directory, time, caplog):
+def test_until_its_time_is_up_no_purge_takes_it_then_one_may_and_readers_read_on(directory, clock, caplog):
     with directory.open(1, owner="applier", ttl_s=60) as snapshot:
         line = here() - 1
-        time.now_s += 59.9
+        clock.advance(59.9)
         assert directory.purge(keep=1) == [2]
         assert overdue_lines(caplog) == []
-        time.now_s += 0.1
+        clock.advance(0.1)
         assert directory.purge(keep=1) == [1]
         (told,) = overdue_lines(caplog)
         assert f"by 'applier', taken at {__file__}:{line} in" in told
@@ -149,14 +141,14 @@ def test_until_its_time_is_up_no_purge_takes_it_then_one_may_and_the_reader_read
 
 
 @pytest.mark.parametrize("look", ["open", "leases", "purge"])
-def test_it_is_reported_once_by_whoever_looks_first(directory, time, caplog, look):
+def test_it_is_reported_once_by_whoever_looks_first(directory, clock, caplog, look):
     looks = {
         "open": lambda: directory.open(3).close(),
         "leases": directory.leases,
         "purge": lambda: directory.purge(keep=3),
     }
     with directory.open(1, ttl_s=1):
-        time.now_s += 1
+        clock.advance(1)
         looks[look]()
         assert len(overdue_lines(caplog)) == 1
         for again in looks.values():
@@ -165,22 +157,22 @@ def test_it_is_reported_once_by_whoever_looks_first(directory, time, caplog, loo
         assert overdue_lines(caplog)[0].endswith("a purge may take the file; its reader can read on")
 
 
-def test_one_that_is_given_back_in_time_is_not_reported(directory, time, caplog):
+def test_one_that_is_given_back_in_time_is_not_reported(directory, clock, caplog):
     directory.open(1, ttl_s=1).close()
-    time.now_s += 2
+    clock.advance(2)
     assert directory.purge(keep=1) == [1, 2]
     assert overdue_lines(caplog) == []
 
 
-def test_the_end_of_one_lease_leaves_the_other_of_the_same_file(directory, time):
+def test_the_end_of_one_lease_leaves_the_other_of_the_same_file(directory, clock):
     with directory.open(1, ttl_s=1), directory.open(1, ttl_s=100):
-        time.now_s += 1
+        clock.advance(1)
         assert directory.purge(keep=1) == [2]
-        time.now_s += 99
+        clock.advance(99)
         assert directory.purge(keep=1) == [1]
 
 
-def test_another_process_cannot_take_it_before_and_can_after(directory, time):
+def test_another_process_cannot_take_it_before_and_can_after(directory, clock):
     script = """
     with SnapshotDir(sys.argv[1]) as directory:
         for line in sys.stdin:
@@ -189,7 +181,7 @@ def test_another_process_cannot_take_it_before_and_can_after(directory, time):
     with Process(script, directory.path) as other, directory.open(1, ttl_s=60) as snapshot:
         other.say("purge")
         assert other.hear() == "2 gone"
-        time.now_s += 60
+        clock.advance(60)
         assert len(directory.leases()) == 1
         other.say("purge")
         assert other.hear() == "1 gone"
@@ -239,10 +231,10 @@ def test_who_closes_the_image_alone_holds_nothing_and_leaves_nothing(directory):
     assert (descriptors(), directory.leases()) == (before, [])
 
 
-def test_a_lease_that_ends_in_the_middle_of_a_look_is_let_go_once(directory, time):
+def test_a_lease_that_ends_in_the_middle_of_a_look_is_let_go_once(directory, clock):
     """A finalizer may close what is just being looked at; then the number may be another file's."""
     with directory.open(1, ttl_s=1) as snapshot:
-        time.now_s += 1
+        clock.advance(1)
         report = snapshot.lease.report
 
         def closing(consequence):
@@ -260,11 +252,11 @@ def test_a_lease_that_ends_in_the_middle_of_a_look_is_let_go_once(directory, tim
     os.unlink(directory.path / "lock")
 
 
-def test_many_threads_take_and_give_back_while_all_is_overdue_and_nothing_is_lost(directory, time):
+def test_many_threads_take_and_give_back_while_all_is_overdue_and_nothing_is_lost(directory, clock):
     def take_and_give_back():
         for turn in range(60):
             with directory.open(1 + turn % 2, verify=False, ttl_s=1):
-                time.now_s += 1
+                clock.advance(1)
                 directory.leases()
 
     threads = [threading.Thread(target=take_and_give_back) for _ in range(4)]

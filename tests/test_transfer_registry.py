@@ -16,28 +16,19 @@ from snapstore.errors import (
     SnapshotBusy,
     SnapshotExists,
 )
+from snapstore.testing import FakeClock
 from snapstore.transfer import ERROR_SIZE_MAX, RATE_WINDOW_S, STALLED_AFTER_S, Direction, State
 from snapstore.transfers import ENDED_MAX, TransferRegistry, to_text
 
 
-class Time:
-    """Seconds that stand still until they are moved."""
-
-    def __init__(self):
-        self.now_s = 100.0
-
-    def __call__(self):
-        return self.now_s
+@pytest.fixture
+def clock():
+    return FakeClock(100.0)
 
 
 @pytest.fixture
-def time():
-    return Time()
-
-
-@pytest.fixture
-def registry(time):
-    return TransferRegistry(monotonic=time)
+def registry(clock):
+    return TransferRegistry(monotonic=clock.monotonic)
 
 
 def move(transfer, count):
@@ -70,10 +61,10 @@ def ended_with(registry, error, moved=0, *, cancelled=False):
 # One transfer.
 
 
-def test_bytes_rate_and_time_left_follow_the_progress(registry, time):
+def test_bytes_rate_and_time_left_follow_the_progress(registry, clock):
     with watch(registry) as transfer:
         assert transfer.look() == (State.OFFERED, 0, 0.0, None, False, 0.0, None)
-        time.now_s += 2
+        clock.advance(2)
         move(transfer, 400)
         look = transfer.look()
         assert look == (State.MOVING, 400, 200.0, 3.0, False, 2.0, None)
@@ -82,34 +73,34 @@ def test_bytes_rate_and_time_left_follow_the_progress(registry, time):
     assert transfer.look() == (State.DONE, 1000, 500.0, None, False, 2.0, None)
 
 
-def test_the_rate_is_that_of_now_and_not_of_the_whole(registry, time):
+def test_the_rate_is_that_of_now_and_not_of_the_whole(registry, clock):
     with watch(registry, total=None) as transfer:
         for _ in range(20):
-            time.now_s += 1
+            clock.advance(1)
             move(transfer, 10_000)
             transfer.look()
         assert transfer.rate == pytest.approx(10_000)
         for _ in range(round(RATE_WINDOW_S) + 1):
-            time.now_s += 1
+            clock.advance(1)
             move(transfer, 100)
             transfer.look()
         assert transfer.rate == pytest.approx(100)
         assert (transfer.total, transfer.eta_s) == (None, None)
 
 
-def test_stalled_is_what_does_not_move_and_what_moves_again_is_not(registry, time):
+def test_stalled_is_what_does_not_move_and_what_moves_again_is_not(registry, clock):
     with watch(registry) as transfer:
-        time.now_s += STALLED_AFTER_S - 0.001
+        clock.advance(STALLED_AFTER_S - 0.001)
         assert not transfer.stalled
-        time.now_s += 0.001
+        clock.advance(0.001)
         assert transfer.stalled  # Offered, and nobody answers.
         move(transfer, 1)
         assert not transfer.stalled
-        time.now_s += STALLED_AFTER_S
+        clock.advance(STALLED_AFTER_S)
         assert transfer.stalled
         move(transfer, 999)
         assert transfer.state is State.SETTLING
-        time.now_s += 100 * STALLED_AFTER_S
+        clock.advance(100 * STALLED_AFTER_S)
         assert not transfer.stalled  # An fsync of gigabytes, which has a deadline of its own.
 
 

@@ -29,12 +29,6 @@ def follower(tmp_path):
         yield follower
 
 
-@pytest.fixture
-def target(tmp_path):
-    with SnapshotDir(tmp_path / "target") as target:
-        yield target
-
-
 def ask(follower, path, method="GET", **headers):
     """The answer as Python's own client reads it: status, headers, body."""
     address = follower.server.address
