@@ -81,25 +81,6 @@ def test_imports_point_down(path):
         assert (part, imported) not in STRANGERS, f"{part} must not know {imported}"
 
 
-def test_importing_the_package_pulls_in_no_store_and_no_extra():
-    code = "import sys, snapstore; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=unmeasured()
-    ).stdout.split()
-    assert not {
-        "lmdb",
-        "sqlite3",
-        "h11",
-        "rich",
-        "shtab",
-        "prometheus_client",
-        "google",
-        "grpc",
-        "obstore",
-        "opentelemetry",
-    } & set(loaded)
-
-
 def test_the_transport_opens_no_door_before_it_is_asked_to():
     code = "import sys, snapstore.transport.http_client; print(*(set(sys.modules)))"
     loaded = subprocess.run(

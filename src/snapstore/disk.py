@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +45,7 @@ def manifest_name(index: int) -> str:
 
 def temp_name(index: int) -> str:
     """Return a temporary name that nobody else has: 64 random bits."""
-    return f".tmp-{index:016x}-{secrets.token_hex(8)}"
+    return f".tmp-{index:016x}-{os.urandom(8).hex()}"
 
 
 def open_directory(path: Path) -> int:
@@ -207,10 +206,14 @@ def list_names(directory: int) -> list[str]:
         os.close(fd)
 
 
-def snapshot_indexes(directory: int) -> list[int]:
-    """Return the indexes that have a snapshot's name, ascending."""
+def snapshot_indexes(directory: int, *, above: int = -1) -> list[int]:
+    """Return the indexes that have a snapshot's name and are higher than `above`, ascending."""
+    # Names stand in the order of their indexes: most are passed over by a look at their text.
+    passed = snapshot_name(above) if above >= 0 else ""
     return sorted(
-        int(found[1], 16) for name in list_names(directory) if (found := _SNAPSHOT_NAME.match(name))
+        int(found[1], 16)
+        for name in list_names(directory)
+        if name > passed and (found := _SNAPSHOT_NAME.match(name))
     )
 
 

@@ -18,7 +18,6 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 from typing import TYPE_CHECKING
 
 from snapstore import disk
@@ -40,7 +39,7 @@ def leave_marker(directory: int, words: str) -> None:
     Written through by O_SYNC, and not by another fsync of the directory, of which nobody could say
     what its success means. On a journaling file system that takes the marker's name along.
     """
-    name = f".poisoned-{secrets.token_hex(8)}"
+    name = f".poisoned-{os.urandom(8).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_SYNC | os.O_CLOEXEC
     with contextlib.suppress(OSError):
         fd = os.open(name, flags, 0o600, dir_fd=directory)
