@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from snapstore import __version__
+import snapstore
 from snapstore._fastpipe import CRC32C_IMPLEMENTATION
 from snapstore.doctor.mount import find_mount
 
@@ -67,7 +67,7 @@ def look_at_machine(directory: str | os.PathLike[str]) -> Machine:
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         kernel=platform.release(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        snapstore=__version__,
+        snapstore=snapstore.__version__,
         crc32c=CRC32C_IMPLEMENTATION,
         file_system=mount.kind if mount else "unknown",
         mount_options=",".join(mount.options) if mount else "unknown",
