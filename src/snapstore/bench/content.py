@@ -23,9 +23,11 @@ class Content:
     def __init__(self, size: int) -> None:
         self.size = size
         self._noise = random.Random(2015).randbytes(PIECE_SIZE)
-        self.memory = mmap.mmap(-1, size)
+        pages = mmap.mmap(-1, size)
         for piece in self._pieces():
-            self.memory.write(piece)
+            pages.write(piece)
+        # A view: what has a `read` would be taken for a file, as a mmap is.
+        self.memory = memoryview(pages).toreadonly()
 
     def _pieces(self) -> Iterator[bytes]:
         for begin in range(0, self.size, PIECE_SIZE):
