@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command_ways(stage: Stage) -> Mapping[str, Way]:
-    """Return `cp` and `sync` of the copy, and `dd` past the page cache; by their commands; those that are here."""
+    """Return, by their commands, those that are here: `cp` and then `sync`, `dd` past the page cache."""
     source, target = os.fspath(stage.source), os.fspath(stage.target)
 
     def copy() -> None:

@@ -1,4 +1,4 @@
-"""A report as a picture: each ratio a bar from 1, with its spread, its floor and its goal. SVG, by hand.
+"""A report as a picture: each ratio a dot, a bar from 1 to it, its spread, floor and goal. SVG, by hand.
 
 The picture brings its own background, in a light and in a dark kind, so that it can be read on any page.
 The axis is logarithmic: twice as fast is as far from 1 as half as fast.
@@ -11,17 +11,19 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from snapstore.bench.table import figure, title
+
 if TYPE_CHECKING:
     from snapstore.bench.comparison import Spread
     from snapstore.bench.report import Bounds, Report
 
 _Row = tuple[str, "Spread", "Bounds | None"]
 
-#: In pixels of the picture's own.
-_WIDTH, _MARGIN = 900, 24
-_LABEL_WIDTH, _VALUE_WIDTH = 300, 150
-_ROW_HEIGHT, _BAR_HEIGHT = 30, 12
-_HEAD_HEIGHT, _FOOT_HEIGHT = 62, 66
+#: In pixels of the picture's own. A page shows it some 900 wide.
+_WIDTH, _MARGIN = 940, 24
+_LABEL_WIDTH, _VALUE_WIDTH = 330, 172
+_ROW_HEIGHT, _BAR_HEIGHT, _TITLE_HEIGHT, _DOT = 27, 8, 34, 5.5
+_HEAD_HEIGHT, _FOOT_HEIGHT = 48, 74
 _LEFT, _RIGHT = _MARGIN + _LABEL_WIDTH, _WIDTH - _MARGIN - _VALUE_WIDTH
 
 #: What the axis shows at least: half as fast to twice as fast.
@@ -29,45 +31,62 @@ _AXIS_LOW, _AXIS_HIGH = 0.5, 2.0
 
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
+#: What the colours of the bars mean; the last one is for ratios that nobody has set a goal.
+_KINDS = (
+    ("good", "goal reached"),
+    ("short", "goal missed"),
+    ("broken", "floor broken"),
+    ("plain", "no goal"),
+)
+
 _STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
-.title { font-size: 16px; font-weight: 600 } .small { font-size: 11.5px; fill: #59636e }
-.end { text-anchor: end } .middle { text-anchor: middle } .value { font-variant-numeric: tabular-nums }
+.title { font-size: 16px; font-weight: 600 } .part { font-weight: 600 } .small { font-size: 11.5px }
+.small, .grey { fill: #59636e } .end { text-anchor: end } .middle { text-anchor: middle }
+.value { font-variant-numeric: tabular-nums; font-weight: 600 }
 .card { fill: #ffffff; stroke: #d1d9e0 } .grid { stroke: #d1d9e0; stroke-dasharray: 2 3 }
-.one { stroke: #59636e }
-.good { fill: #2da44e } .short { fill: #4493f8 } .broken { fill: #cf222e } .plain { fill: #818b98 }
-.whisker { stroke: #1f2328; stroke-width: 1.4; fill: none }
-.floor { stroke: #cf222e; stroke-width: 2.4 } .goal { stroke: #9a6700; stroke-width: 2.4 }
+.one { stroke: #59636e } .whisker { stroke: #1f2328; stroke-width: 1.3; fill: none }
+.dot { stroke: #1f2328; stroke-width: 1.3 }
+.good { fill: #4ac26b } .short { fill: #54aeff } .broken { fill: #ff8182 } .plain { fill: #afb8c1 }
+.floor { stroke: #cf222e; stroke-width: 2.4 } .goal { stroke: #bf8700; stroke-width: 2.4 }
 @media (prefers-color-scheme: dark) {
-text { fill: #f0f6fc } .small { fill: #9198a1 }
+text { fill: #f0f6fc } .small, .grey { fill: #9198a1 }
 .card { fill: #0d1117; stroke: #3d444d } .grid { stroke: #3d444d } .one { stroke: #9198a1 }
-.whisker { stroke: #f0f6fc } .floor { stroke: #f85149 } .goal { stroke: #e3b341 } .good { fill: #3fb950 }
+.whisker, .dot { stroke: #f0f6fc } .floor { stroke: #f85149 } .goal { stroke: #e3b341 }
+.good { fill: #238636 } .short { fill: #1f6feb } .broken { fill: #8e1519 } .plain { fill: #656c76 }
 }"""
 
 
 def plot(report: Report) -> str:
-    """Return an SVG of every ratio in the report."""
-    rows: list[_Row] = [
-        (line.name, line.ratio(result.comparison), line.bounds)
+    """Return an SVG of every ratio in the report, those of one comparison together."""
+    parts: list[tuple[str, list[_Row]]] = [
+        (title(result), [(line.name, line.ratio(result.comparison), line.bounds) for line in result.lines])
         for result in report.results
-        for line in result.lines
     ]
-    bottom = _HEAD_HEIGHT + _ROW_HEIGHT * len(rows)
-    height = bottom + _FOOT_HEIGHT
+    rows = [row for _, own in parts for row in own]
     place = _axis(rows)
+    bottom = _HEAD_HEIGHT + _TITLE_HEIGHT * len(parts) + _ROW_HEIGHT * len(rows) + 8
+    height = bottom + _FOOT_HEIGHT
     size = f'width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}"'
-    parts = [
+    drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
         "<title>snapstore against its baselines</title>",
         f"<style>{_STYLE}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{_WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        _text(_MARGIN, 30, "Times its baseline: median and range of all rounds", "title"),
+        _text(_MARGIN, 32, "How many times its baseline: median, lowest and highest of all rounds", "title"),
         *_grid(place, bottom),
     ]
-    for number, row in enumerate(rows):
-        parts += _bar(row, place, _HEAD_HEIGHT + _ROW_HEIGHT * number + _ROW_HEIGHT / 2)
-    parts += [*_key(bottom + 40), _text(_MARGIN, bottom + 56, _machine(report), "small"), "</svg>"]
-    return "\n".join(parts) + "\n"
+    y = _HEAD_HEIGHT
+    for name, own in parts:
+        drawn.append(_text(_MARGIN, y + _TITLE_HEIGHT - 9, name, "part"))
+        y += _TITLE_HEIGHT
+        for row in own:
+            drawn += _bar(row, place, y + _ROW_HEIGHT / 2)
+            y += _ROW_HEIGHT
+    if any(bounds for _, _, bounds in rows):
+        drawn += _key(bottom + 42)
+    drawn += [_text(_MARGIN, bottom + 60, _machine(report), "small"), "</svg>"]
+    return "\n".join(drawn) + "\n"
 
 
 class _Axis:
@@ -95,25 +114,26 @@ def _grid(place: _Axis, bottom: float) -> Iterator[str]:
     for tick in _TICKS:
         if place.low <= tick <= place.high:
             kind = "one" if tick == 1 else "grid"
-            yield _line(kind, place(tick), _HEAD_HEIGHT - 6, place(tick), bottom + 2)
-            yield _text(place(tick), bottom + 18, f"{tick:g}x", "small middle")
+            yield _line(kind, place(tick), _HEAD_HEIGHT + _TITLE_HEIGHT - 4, place(tick), bottom)
+            yield _text(place(tick), bottom + 16, f"{tick:g}", "small middle")
 
 
 def _bar(row: _Row, place: _Axis, middle: float) -> Iterator[str]:
     name, spread, bounds = row
+    kind = _kind(spread, bounds)
     left, right = sorted((place(1), place(spread.median)))
-    yield _text(_LEFT - 12, middle + 4.5, name, "end")
+    yield _text(_LEFT - 12, middle + 4.5, name.replace("-", " "), "end")
     yield (
-        f'<rect class="{_kind(spread, bounds)}" x="{left}" y="{middle - _BAR_HEIGHT / 2}" rx="2"'
-        f' width="{max(1.0, right - left):.1f}" height="{_BAR_HEIGHT}"/>'
+        f'<rect class="{kind}" x="{left}" y="{middle - _BAR_HEIGHT / 2}"'
+        f' width="{right - left:.1f}" height="{_BAR_HEIGHT}"/>'
     )
-    low, high = place(spread.low), place(spread.high)
-    yield f'<path class="whisker" d="M{low} {middle - 4}v8m0 -4H{high}m0 -4v8"/>'
-    for kind, mark in (("floor", bounds.floor), ("goal", bounds.goal)) if bounds else ():
+    for name, mark in (("floor", bounds.floor), ("goal", bounds.goal)) if bounds else ():
         if mark is not None:
-            yield _line(kind, place(mark), middle - 11, place(mark), middle + 11)
-    value = f"{spread.median:.3g}x  ({spread.low:.3g} to {spread.high:.3g})"
-    yield _text(_RIGHT + 12, middle + 4.5, value, "value")
+            yield _line(name, place(mark), middle - 10, place(mark), middle + 10)
+    yield f'<path class="whisker" d="M{place(spread.low)} {middle - 4}v8m0 -4H{place(spread.high)}m0 -4v8"/>'
+    yield f'<circle class="{kind} dot" cx="{place(spread.median)}" cy="{middle}" r="{_DOT}"/>'
+    yield _text(_RIGHT + 44, middle + 4.5, figure(spread.median), "value end")
+    yield _text(_RIGHT + 54, middle + 4.5, f"{figure(spread.low)} to {figure(spread.high)}", "grey")
 
 
 def _kind(spread: Spread, bounds: Bounds | None) -> str:
@@ -127,12 +147,7 @@ def _kind(spread: Spread, bounds: Bounds | None) -> str:
 def _key(y: float) -> Iterator[str]:
     """What the colours and the marks mean."""
     x = _MARGIN
-    for kind, words in (
-        ("good", "goal reached"),
-        ("short", "goal missed"),
-        ("broken", "below its floor"),
-        ("plain", "no goal"),
-    ):
+    for kind, words in _KINDS:
         yield f'<rect class="{kind}" x="{x}" y="{y - 9}" width="10" height="10" rx="2"/>'
         yield _text(x + 15, y, words, "small")
         x += 112

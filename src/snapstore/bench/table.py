@@ -26,21 +26,27 @@ def table(report: Report) -> str:
 def title(result: Result) -> str:
     """Return what a comparison is called, and how it was made."""
     beside = " beside a busy Python thread" if result.neighbour == "busy" else ""
-    return f"{result.name}{beside}: {result.size / 1e6:.4g} MB, {result.comparison.rounds} rounds"
+    rounds = result.comparison.rounds
+    return f"{result.name}{beside}: {result.size / 1e6:.4g} MB, {rounds} round{'s' * (rounds != 1)}"
+
+
+def figure(number: float) -> str:
+    """Return a figure as people read it, with three digits: `0.09`, `1.85`, `12.4`, `254`."""
+    return f"{number:.{max(0, 2 - max(0, len(f'{number:.0f}') - 1))}f}"
 
 
 def _ways(result: Result) -> str:
     rows = []
     for name in result.comparison.samples:
         rate, cpu = result.comparison.gb_s(name), result.comparison.cpu_s_per_gb(name)
-        spread = f"{rate.low:.3g} to {rate.high:.3g}"
-        rows.append((f"  {name}", f"{rate.median:.3g}", spread, f"{cpu.median:.2f}"))
+        spread = f"{figure(rate.low)} to {figure(rate.high)}"
+        rows.append((f"  {name}", figure(rate.median), spread, figure(cpu.median)))
     return f"{title(result)}\n{_columns([_WAY_HEADS, *rows])}"
 
 
 def _ratio(result: Result, line: Line) -> tuple[str, ...]:
     spread, bounds = line.ratio(result.comparison), line.bounds
-    told = (line.name, f"{spread.median:.3g}", f"{spread.low:.3g} to {spread.high:.3g}")
+    told = (line.name, figure(spread.median), f"{figure(spread.low)} to {figure(spread.high)}")
     if bounds is None:
         return (*told, "", "", "")
     sign = "<=" if bounds.at_most else ">="
