@@ -1,21 +1,86 @@
-"""What every benchmark shares: data, a busy thread, and pairs of timings taken in turn."""
+"""What every benchmark shares: the size, the content, a busy neighbour, and races against baselines.
 
+A test gives its ways to `race`, and says which ratios count: those stand in `floors.toml`, and the test
+fails where one is below its floor. `--bench-report DIR` keeps what the whole run found.
+"""
+
+from __future__ import annotations
+
+import json
 import os
-import statistics
-import threading
-import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-#: Large enough that the last fsync and the threads' start are small beside the bytes.
-SIZE = 256 * 1024 * 1024
-ROUNDS = 5
+from floors import read_floors
+from snapstore.bench.content import Content
+from snapstore.bench.machine import look_at_machine
+from snapstore.bench.neighbour import busy_thread
+from snapstore.bench.plot import plot
+from snapstore.bench.report import Report, Result
+from snapstore.bench.rounds import ROUNDS_DEFAULT, Turns
+from snapstore.bench.stage import Stage
+from snapstore.bench.table import table
+from snapstore.cli.arguments import parse_count, parse_size
+
+#: Large enough that the last fsync and the threads' start are small beside the bytes; figures that are
+#: published are of 1GiB.
+SIZE_DEFAULT = "256MiB"
+
+FLOORS = read_floors()
+
+REPORT = pytest.StashKey[Report]()
+
+
+def pytest_addoption(parser):
+    """Take the size, the rounds, and where the report goes."""
+    group = parser.getgroup("snapstore")
+    size = os.environ.get("SNAPSTORE_BENCH_SIZE", SIZE_DEFAULT)
+    group.addoption("--bench-size", type=parse_size, default=parse_size(size), help="bytes, as 1GiB")
+    group.addoption("--bench-rounds", type=parse_count, default=ROUNDS_DEFAULT, help="rounds that count")
+    group.addoption("--bench-report", type=Path, metavar="DIR", help="write report.json, .txt and .svg there")
 
 
 @pytest.fixture(scope="session")
-def data():
-    # Random, so that nothing below can compress it; one MiB repeated, so that making it is quick.
-    return os.urandom(1024 * 1024) * (SIZE // (1024 * 1024))
+def report(pytestconfig, tmp_path_factory):
+    """What the whole run finds; the machine is looked at where the files of the benchmarks lie."""
+    report = pytestconfig.stash[REPORT] = Report(look_at_machine(tmp_path_factory.getbasetemp()))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Show the report, and write it where that was asked for. What was skipped must be seen there."""
+    report = config.stash.get(REPORT, None)
+    if report is None:
+        return
+    report.left_out = sorted({skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", [])})
+    terminalreporter.section("ratios")
+    terminalreporter.write(table(report))
+    directory = config.getoption("--bench-report")
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+        (directory / "report.txt").write_text(table(report))
+        (directory / "report.svg").write_text(plot(report))
+
+
+@pytest.fixture(scope="session")
+def size(pytestconfig):
+    return pytestconfig.getoption("--bench-size")
+
+
+@pytest.fixture(scope="session")
+def content(size):
+    """Return `size` bytes in memory, which can write themselves to a file and verify one."""
+    return Content(size)
+
+
+@pytest.fixture
+def stage(content, tmp_path):
+    """Return where ways play: the content in a file, and the processes of the other side."""
+    with Stage(tmp_path, content) as stage:
+        yield stage
 
 
 @pytest.fixture(params=["idle", "busy"])
@@ -24,57 +89,55 @@ def neighbour(request):
     if request.param == "idle":
         yield request.param
         return
-    ended = threading.Event()
-
-    def compute():
-        number = 0
-        while not ended.is_set():
-            number = (number * 31 + 7) % 1_000_003
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    yield request.param
-    ended.set()
-    thread.join()
+    with busy_thread():
+        yield request.param
 
 
-class Pairs:
-    """Ours against a baseline, in turn, so that a drifting machine treats both alike."""
+class Race:
+    """Ways against each other; what comes of it goes into the report of the whole run."""
 
-    def __init__(self, benchmark):
-        self.benchmark = benchmark
-        self.ratios = []
+    def __init__(self, name, neighbour, benchmark, config, report):
+        self._name = name
+        self._suffix = "-busy" if neighbour == "busy" else ""
+        self._neighbour = neighbour
+        self._benchmark = benchmark
+        self._config = config
+        self._report = report
 
-    def run(self, ours, baseline, size):
-        """Time both `ROUNDS` times; the median of baseline's seconds by ours."""
+    def run(self, ways, *, size=None, rounds=None):
+        """Time the ways in turn; a Comparison. `size` in bytes; None: that of the whole run."""
+        self._size = self._config.getoption("--bench-size") if size is None else size
+        turns = Turns(ways, size=self._size)
+        rounds = self._config.getoption("--bench-rounds") if rounds is None else rounds
+        # Its own table shows how long the rounds took; what counts are the ratios.
+        self._benchmark.pedantic(turns.turn, rounds=rounds, warmup_rounds=1)
+        self.comparison = turns.comparison()
+        return self.comparison
 
-        def once():
-            # Each leaves nothing to be written for the other to wait on.
-            os.sync()
-            began = time.perf_counter()
-            baseline()
-            baseline_s = time.perf_counter() - began
-            os.sync()
-            began = time.perf_counter()
-            ours()
-            ours_s = time.perf_counter() - began
-            self.ratios.append((baseline_s / ours_s, size / ours_s / 1e9, size / baseline_s / 1e9))
+    def judge(self, *lines):
+        """Report these Lines, and fail where one breaks its floor; each name has an entry in `floors.toml`.
 
-        self.benchmark.pedantic(once, rounds=ROUNDS, warmup_rounds=1)
-        ratios, ours_gb_s, baseline_gb_s = zip(*self.ratios[1:], strict=True)
-        ratio = statistics.median(ratios)
-        self.benchmark.extra_info.update(
-            bytes=size,
-            ratio_median=round(ratio, 2),
-            ratio_min=round(min(ratios), 2),
-            ratio_max=round(max(ratios), 2),
-            ours_gb_s=round(statistics.median(ours_gb_s), 2),
-            baseline_gb_s=round(statistics.median(baseline_gb_s), 2),
-        )
-        print(f"\n{self.benchmark.name}: {self.benchmark.extra_info}")
-        return ratio
+        Beside a busy neighbour that is another entry: its name ends in `-busy`.
+        """
+        lines = [self._bounded(line) for line in lines]
+        result = Result(self._name, self.comparison, self._size, lines, self._neighbour)
+        self._report.results.append(result)
+        self._benchmark.extra_info.update(result.to_json())
+        broken = [
+            f"{line.name}: {line.ratio(self.comparison)}, floor {line.bounds.floor:g}"
+            for line in lines
+            if not line.bounds.holds(line.ratio(self.comparison).median)
+        ]
+        assert not broken, "; ".join(broken)
+
+    def _bounded(self, line):
+        name = line.name + self._suffix
+        return replace(line, name=name, bounds=FLOORS[name])
 
 
 @pytest.fixture
-def pairs(benchmark):
-    return Pairs(benchmark)
+def race(benchmark, request, report):
+    """Return a Race, named as the test is; beside a neighbour where the test has one."""
+    neighbour = request.getfixturevalue("neighbour") if "neighbour" in request.fixturenames else "idle"
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    return Race(name, neighbour, benchmark, request.config, report)

@@ -1,83 +1,44 @@
-"""Durable saves against what people write in Python: `shutil.copyfileobj` and an fsync.
+"""Durable saves into a directory, against the disk alone, and against what people write in Python."""
 
-The floors only catch what is broken, on a machine that is doing other things besides; what is
-reached on a quiet one stands in the README.
-"""
+from __future__ import annotations
 
-import os
-import shutil
-import socket
-import threading
+import pytest
 
-from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream
-from snapstore.transport.http import SnapshotClient, SnapshotServer
-
-#: Ours has a checksum of every chunk and a lasting name besides; below this something is wrong.
-SAVE_FLOOR = 0.7
-WALK_FLOOR = 0.7
+from snapstore import SnapshotDir
+from snapstore.bench.command_ways import command_ways
+from snapstore.bench.python_ways import cold_copyfileobj_way, copyfileobj_ways
+from snapstore.bench.report import Line
+from snapstore.bench.saves import save_ways
 
 
-def _copyfileobj(source, path):
-    with open(path, "wb") as target:
-        shutil.copyfileobj(source, target, 1024 * 1024)
-        target.flush()
-        os.fsync(target.fileno())
-    os.unlink(path)
-
-
-def _write(path, data):
-    path.write_bytes(data)
-    return path
-
-
-def test_file_to_durable_file(pairs, neighbour, tmp_path, data):
-    source = _write(tmp_path / "source", data)
-
+@pytest.fixture
+def directory(tmp_path):
     with SnapshotDir(tmp_path / "snapshots") as directory:
-
-        def ours():
-            with open(source, "rb") as file:
-                saved = directory.save_from(file, 1)
-            assert saved.size == len(data)
-            os.unlink(saved.path)
-            directory.remove_orphans()
-
-        def baseline():
-            with open(source, "rb") as file:
-                _copyfileobj(file, tmp_path / "copy")
-
-        assert pairs.run(ours, baseline, len(data)) > SAVE_FLOOR
+        yield directory
 
 
-def test_over_loopback_to_durable_file(pairs, neighbour, tmp_path, data):
-    """A stored snapshot sent and saved, against sendfile into copyfileobj and an fsync."""
-    with SnapshotDir(tmp_path / "leader") as leader, SnapshotDir(tmp_path / "follower") as follower:
-        leader.save_from(data, SnapshotMeta(1, 1))
-        source = leader.get_snap_file_path(1)
-        with SnapshotServer(follower) as server, socket.create_server(("127.0.0.1", 0)) as listener:
-            client = SnapshotClient()
+def test_durable_saves(race, neighbour, stage, directory):
+    disk, copies, cold_copy = stage.disk(), copyfileobj_ways(stage), cold_copyfileobj_way(stage)
+    memory, file, cold_file, pipe = (way.name for way in save_ways(stage, directory))
+    commands = command_ways(stage)
+    comparison = race.run([disk, *save_ways(stage, directory), *copies, *commands.values(), cold_copy])
+    best = comparison.fastest(*(way.name for way in copies))
+    race.judge(
+        Line("memory-against-disk", memory, disk.name),
+        Line("file-against-disk", file, disk.name),
+        Line("pipe-against-disk", pipe, disk.name),
+        Line("file-against-copyfileobj", file, best),
+        Line("cold-file-against-copyfileobj", cold_file, cold_copy.name),
+        *(Line(f"file-against-{command}", file, way.name) for command, way in commands.items()),
+    )
 
-            def ours():
-                stored = leader.open(1, verify=False)
-                with SnapshotStream(stored.meta, stored) as stream:
-                    sent = client.send_snapshot(server.url, stream)
-                assert not sent.existed
-                os.unlink(follower.get_snap_file_path(1))
-                follower.remove_orphans()
 
-            def receive():
-                connection, _ = listener.accept()
-                with connection, connection.makefile("rb") as file:
-                    _copyfileobj(file, tmp_path / "copy")
-
-            def baseline():
-                receiver = threading.Thread(target=receive)
-                receiver.start()
-                with (
-                    socket.create_connection(listener.getsockname()) as connection,
-                    open(source, "rb") as file,
-                ):
-                    connection.sendfile(file)
-                receiver.join()
-
-            assert pairs.run(ours, baseline, len(data)) > WALK_FLOOR
+def test_saves_beside_a_busy_thread(race, stage, directory):
+    """Against themselves in a process that is otherwise idle."""
+    memory, file, _cold, pipe = save_ways(stage, directory)
+    race.run([way for idle in (memory, file, pipe) for way in (idle, idle.busy())])
+    race.judge(
+        Line("memory-busy-against-idle", memory.busy().name, memory.name),
+        Line("file-busy-against-idle", file.busy().name, file.name),
+        Line("pipe-busy-against-idle", pipe.busy().name, pipe.name),
+    )

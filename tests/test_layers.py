@@ -23,6 +23,7 @@ LAYERS = (
     ("store", "transport", "testing"),
     ("raft", "etcd", "archive", "aio"),
     ("doctor",),
+    ("bench",),
     ("cli", "__main__"),
 )
 #: Neither knows the other, though the layers would allow it.

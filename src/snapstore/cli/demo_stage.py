@@ -1,4 +1,4 @@
-"""Where a demo plays: a directory of its own with room enough, left clean however the play ends.
+"""Where a demo plays, or a benchmark: a directory of its own with room enough, left clean however it ends.
 
 It must not know what is played.
 """
@@ -20,7 +20,7 @@ _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def check_room(directory: str, size: int) -> None:
-    """Raise OSError unless a demo that needs `size` bytes has room in `directory`."""
+    """Raise OSError unless what needs `size` bytes has room in `directory`."""
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize
     if free < size:
@@ -29,9 +29,9 @@ def check_room(directory: str, size: int) -> None:
 
 
 @contextmanager
-def own_directory(parent: str | None) -> Iterator[str]:
+def own_directory(parent: str | None, prefix: str = "snapstore-demo-") -> Iterator[str]:
     """Yield a new directory below `parent`, or below $TMPDIR, and remove it at the end."""
-    directory = tempfile.mkdtemp(prefix="snapstore-demo-", dir=parent)
+    directory = tempfile.mkdtemp(prefix=prefix, dir=parent)
     try:
         yield directory
     finally:

@@ -10,6 +10,7 @@ and one more row below. `command.py` and `argument.py` are the shapes of a row.
 from __future__ import annotations
 
 from snapstore.cli.commands.archive import LS, PULL, PUSH
+from snapstore.cli.commands.bench import BENCH
 from snapstore.cli.commands.command import Command
 from snapstore.cli.commands.completion import COMPLETION
 from snapstore.cli.commands.demo import DEMO
@@ -31,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     PURGE,
     DOCTOR,
     EXPLAIN,
+    BENCH,
     SERVE,
     SEND,
     FETCH,

@@ -1,0 +1,58 @@
+"""Ours: durable saves into a directory, from memory, from a file, and from a pipe of this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from snapstore._fastpipe import pipe
+from snapstore.bench.cache import evict
+from snapstore.bench.ways import Way
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from snapstore._fastpipe import PipeWriter
+    from snapstore.bench.stage import Stage
+    from snapstore.directory import SnapshotDir
+
+#: Of the snapshot that is saved, verified and removed in each round.
+INDEX = 1
+
+
+def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
+    """Return `save_from` memory, a file that is in the page cache, one that is not, and a pipe."""
+    content = stage.content
+
+    def from_memory() -> None:
+        directory.save_from(content.memory, INDEX)
+
+    def from_file() -> None:
+        with open(stage.source, "rb") as file:
+            directory.save_from(file, INDEX)
+
+    def from_pipe() -> None:
+        reader, writer = pipe()
+        feeder = threading.Thread(target=_feed, args=(writer, content.memory), name="bench-feeder")
+        feeder.start()
+        directory.save_from(reader, INDEX)
+        feeder.join()
+
+    def check() -> None:
+        path = directory.get_snap_file_path(INDEX)
+        content.check(path)
+        os.unlink(path)
+        directory.remove_orphans()
+
+    return [
+        Way("save_from memory", from_memory, check),
+        Way("save_from file", from_file, check, stage.warm),
+        Way("save_from cold file", from_file, check, lambda: evict(stage.source)),
+        Way("save_from pipe", from_pipe, check),
+    ]
+
+
+def _feed(writer: PipeWriter, memory: memoryview) -> None:
+    writer.write(memory)
+    writer.close()

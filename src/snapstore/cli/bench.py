@@ -1,0 +1,62 @@
+"""`snapstore bench`: how fast this machine saves and sends, and how near that comes to what it can do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapstore.bench.plot import plot
+from snapstore.bench.suite import COPIES, run_suite
+from snapstore.bench.table import table
+from snapstore.cli.demo_stage import check_room, interruptible, own_directory
+from snapstore.cli.exits import ExitCode
+from snapstore.doctor.finding import Level
+from snapstore.doctor.mount import find_mount, judge_mount
+
+if TYPE_CHECKING:
+    import argparse
+
+    from snapstore.cli.screen import Screen
+
+#: For manifests, logs, and what a store has besides its values.
+SPARE_SIZE = 64 * 1024 * 1024
+
+#: How the figures are to be read, for who reads them the first time.
+LEGEND = """\
+A ratio is how many times as fast as its baseline a way was, by the median of all rounds, with the lowest
+and the highest of them. Every way ends with its data on the disk (fsync), and each file was read back and
+compared. `disk alone` writes 4 MiB after 4 MiB past the page cache; `wire alone` sends over loopback and
+keeps nothing: 1.0 is all that the hardware gives. A file is in the page cache before it is read, a cold
+one is not. CPU is that of all processes at work. Where lowest and highest lie far apart, somebody else
+used this machine: measure again when it is quiet."""
+
+
+def run(args: argparse.Namespace, screen: Screen) -> int:
+    """Measure, show, and leave nothing behind. Raises OSError, as where there is too little room."""
+    if args.plot is not None and not os.path.isdir(os.path.dirname(args.plot) or "."):
+        # Said before minutes of work, and not after.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), args.plot)
+    with interruptible(), own_directory(args.dir, "snapstore-bench-") as directory:
+        check_room(directory, COPIES * args.size + SPARE_SIZE)
+        _warn(directory, screen)
+        report = run_suite(
+            Path(directory), size=args.size, rounds=args.rounds, busy=args.busy, note=screen.note
+        )
+    if args.plot is not None:
+        Path(args.plot).write_text(plot(report))
+    screen.result(report.to_json(), f"{table(report)}\n{LEGEND}")
+    return ExitCode.DONE
+
+
+def _warn(directory: str, screen: Screen) -> None:
+    """Say what the file system is no measure of, as one in memory."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        findings = list(judge_mount(find_mount(fd)))
+    finally:
+        os.close(fd)
+    for found in findings:
+        if found.level is not Level.OK:
+            screen.note(f"{found.seen}: {found.means}")
