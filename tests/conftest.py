@@ -20,21 +20,23 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def pytest_collection_finish():
-    """Let no later collection look at what stays: many tests collect, to see what is left.
-
-    And let what comes with the first thread, a sanitizer's own, be there before threads are counted.
-    """
+    """Let what comes with the first thread, a sanitizer's own, be there before threads are counted."""
     first = threading.Thread(target=int)
     first.start()
     first.join()
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
     if bystander.MET:
         met = ", ".join(f"{count} {kind}" for kind, count in sorted(bystander.MET.items()))
         terminalreporter.write_line(f"hostile peers met: {bystander.MET.total()} ({met})")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others_leave_nothing_to_look_at():
+    """What earlier modules left alive is looked at once; else each collection takes longer than the last."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -111,7 +111,9 @@ def snapstore_without_token(monkeypatch, url, tmp_path):
         (("--listen", "unix:{tmp}/s"), (), "open to processes of this user only"),
         (("--listen", "0.0.0.0:0"), (), "WARNING: whoever reaches 0.0.0.0:"),
         (("--listen", "0.0.0.0:0"), ("token",), "WARNING: without TLS everybody on the way to 0.0.0.0:"),
-        (("--listen", "0.0.0.0:0"), ("tls",), "open to who has a certificate"),
+        pytest.param(
+            ("--listen", "0.0.0.0:0"), ("tls",), "open to who has a certificate", marks=pytest.mark.slow
+        ),
         (("--listen", "0.0.0.0:0"), ("tls", "token"), "open to who has a certificate"),
     ],
 )

@@ -24,9 +24,6 @@ CONTENT = os.urandom(1024 * 1024) * 24
 #: How much was sent when the killing begins: whole slots of the leader's pipe, which holds four.
 REACHED = 3 * CHUNK_SIZE_DEFAULT
 
-#: How often the last moments of a save, its fsyncs and its naming, are hit by killing at random.
-KILLS = 6
-
 #: What a small save takes with its fsyncs, and some more.
 SAVE_S_MAX = 0.012
 
@@ -163,10 +160,11 @@ def test_a_follower_killed_in_the_middle_starts_again_with_what_it_had(tmp_path,
 
 
 @kinds_of_save
-def test_a_follower_killed_at_any_moment_has_the_old_state_or_the_whole_new_one(tmp_path, kind):
-    """The kill falls at a random moment between the last bytes, the fsyncs, the names and the answer."""
+@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_follower_killed_at_any_moment_has_the_old_state_or_the_whole_new_one(tmp_path, kind, kills):
+    """The kills fall at random moments between the last bytes, the fsyncs, the names and the answer."""
     chance = random.Random(kind)
-    for kill in range(KILLS):
+    for kill in range(kills):
         path = old_state(tmp_path / f"follower-{kill}")
         with Process(FOLLOWER, path, "127.0.0.1:0", kind) as follower, RawPeer(follower.hear()) as peer:
             peer.say(HEAD, BODY)

@@ -147,7 +147,14 @@ def pinned_content(churn: Churn, snapshot: LmdbSnapshot) -> dict[bytes, list[tup
     return {name: [*txn.cursor(db), (b"stat", repr(txn.stat(db)).encode())] for name, db in dbs.items()}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *("plain", "writemap", "nomeminit"),
+        # What LMDB syncs, and when, is no matter to an image: these find what the ones above find, or less.
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("nosync", "nometasync", "mapasync")),
+    ],
+)
 def test_image_is_the_pinned_transaction_while_a_writer_goes_on(
     tmp_path: Path, options: dict[str, Any], mode: str
 ) -> None:
@@ -270,7 +277,7 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LmdbSnapsh
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_image_reads_the_same_at_any_offset(still: tuple[LmdbSnapshot, bytes], data: st.DataObject) -> None:
     snapshot, whole = still
     offset = data.draw(st.integers(0, len(whole)))
@@ -282,7 +289,7 @@ def test_image_reads_the_same_at_any_offset(still: tuple[LmdbSnapshot, bytes], d
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @pytest.mark.parametrize("version", formats())
 def test_damaged_pages_are_refused_or_left_alone(
     tmp_path_factory: pytest.TempPathFactory, version: int, data: st.DataObject

@@ -318,7 +318,7 @@ def test_hundreds_of_random_sequences_agree_with_the_model():
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=300, stateful_step_count=30, deadline=None, derandomize=True, database=None
+            max_examples=150, stateful_step_count=30, deadline=None, derandomize=True, database=None
         ),
     )
 

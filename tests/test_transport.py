@@ -31,6 +31,8 @@ from snapstore.transport.http import SnapshotClient
 #: More than sockets hold, so that the two sides really take turns.
 LARGE = os.urandom(1024 * 1024) * 8
 
+#: Some of an engine's own, larger than a piece of the head.
+ENGINE_DATA = b"engine" * 50_000
 
 pytestmark = pytest.mark.usefixtures("nothing_lost")
 
@@ -45,8 +47,15 @@ def address(request, tmp_path):
     return {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0", "unix": f"unix:{tmp_path}/node.sock"}[request.param]
 
 
-@pytest.mark.parametrize("data", [b"", b"engine" * 50_000], ids=["no data", "data"])
-@pytest.mark.parametrize("size_known", [True, False], ids=["size known", "size unknown"])
+@pytest.mark.parametrize(
+    ("size_known", "data"),
+    [
+        pytest.param(True, b"", id="size known"),
+        pytest.param(False, ENGINE_DATA, id="size unknown, data"),
+        pytest.param(True, ENGINE_DATA, id="size known, data", marks=pytest.mark.slow),
+        pytest.param(False, b"", id="size unknown", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_sent_is_what_is_saved_on_every_kind_of_address(tmp_path, address, size_known, data):
     meta = SnapshotMeta(2**64 - 1, 2**63, ConfState((1,), (2,), (3,), (4,), True), data)
     with Follower(tmp_path / "follower", address) as follower:
