@@ -102,13 +102,13 @@ class Shelf:
             raise self._not_found(index)
         return saved
 
-    def newest(self) -> SavedSnapshot | None:
+    def newest(self, *, above: int = -1) -> SavedSnapshot | None:
         """Return the snapshot with the highest index that has a sound manifest; None without any.
 
-        Its bytes are not verified; see `open_newest`.
+        Its bytes are not verified; see `open_newest`. None, too, where none is higher than `above`.
         """
         self._check_usable()
-        found = map(self._find, reversed(disk.snapshot_indexes(self._fd)))
+        found = map(self._find, reversed(disk.snapshot_indexes(self._fd, above=above)))
         return next((saved for saved in found if saved is not None and not saved.problem), None)
 
     def leases(self) -> Sequence[Lease]:

@@ -2,9 +2,12 @@
 #
 # From the open on, the descriptor belongs to a struct here, and from the last fsync to the
 # directory's there is one call in C, so that no signal and no exception can fall between. The order:
-# fsync file, fsync manifest, lock the directory, name the manifest, name the file without replacing,
-# fsync the directory. An fsync that failed is never repeated: the kernel forgets the error and
-# answers 0 while the pages are lost.
+# write the manifest, fsync both files, lock the directory, name the manifest, name the file without
+# replacing, fsync the directory. An fsync that failed is never repeated: the kernel forgets the error
+# and answers 0 while the pages are lost.
+#
+# The manifest is on its way out before the first fsync, so that one commit of the file system's journal
+# takes both files: the second fsync has only the disk's cache to flush.
 
 cdef enum:
     TEMP_ATTEMPTS_MAX = 8        # a cleaner may take a temporary file between its open and its lock
@@ -21,7 +24,7 @@ cdef struct Publication:
     int directory                # a descriptor; borrowed
     SyncTurn* turn
     int fd                       # the snapshot's bytes; -1 when closed
-    const char* temp_name        # NULL: the file is nameless
+    const char* temp_name        # NULL: the file is nameless, and its manifest, too
     const char* name
     const char* manifest_temp_name
     const char* manifest_name
@@ -107,8 +110,13 @@ cdef int temp_resume(int directory, const char* name) noexcept nogil:
 cdef int nameless_create(int directory) noexcept nogil:
     """A new file without a name, or a negative errno where the file system has none."""
     # Without O_EXCL, which would forbid to name it later; readable, to be verified before it is named.
+    cdef struct_stat status
     cdef int fd = openat(directory, b".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0o600)
-    return fd if fd >= 0 else -errno
+    cdef int code = fd if fd >= 0 else -errno
+    # ext4 says "not permitted" where the directory was removed.
+    if code == -EPERM and fstat(directory, &status) == 0 and status.st_nlink == 0:
+        code = -ENOENT
+    return code
 
 
 cdef inline bint nameless_unsupported(int code) noexcept nogil:
@@ -136,19 +144,18 @@ cdef int write_whole(int fd, const char* data, size_t size) noexcept nogil:
     return 0
 
 
-cdef int manifest_write(Publication* publication, Pulse* pulse) noexcept nogil:
-    """The manifest under its temporary name, synced; its descriptor, which holds the lock."""
-    cdef int fd = temp_create(publication.directory, publication.manifest_temp_name, pulse)
-    cdef int code
-    if fd < 0:
-        return fd
-    code = write_whole(fd, publication.manifest, publication.manifest_size)
-    if code == 0:
-        code = sync_timed(publication, fd)
-    if code:
-        unlinkat(publication.directory, publication.manifest_temp_name, 0)
-        close(fd)
-    return code if code else fd
+cdef int manifest_create(Publication* publication, Pulse* pulse) noexcept nogil:
+    """A new file for the manifest, as the snapshot's is, or a negative outcome."""
+    if publication.temp_name == NULL:
+        return nameless_create(publication.directory)
+    return temp_create(publication.directory, publication.manifest_temp_name, pulse)
+
+
+cdef int manifest_write(Publication* publication, int fd) noexcept nogil:
+    cdef int code = write_whole(fd, publication.manifest, publication.manifest_size)
+    if code == 0:                # promises nothing: where it cannot begin now, the fsync does all of it
+        sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+    return code
 
 
 cdef int lock_directory(int directory, Pulse* pulse) noexcept nogil:
@@ -163,51 +170,62 @@ cdef int lock_directory(int directory, Pulse* pulse) noexcept nogil:
     return code if code else fd
 
 
-cdef int name_nameless(Publication* publication) noexcept nogil:
+cdef int name_nameless(int directory, int fd, const char* name) noexcept nogil:
     cdef char path[64]
-    if linkat(publication.fd, b"", publication.directory, publication.name, AT_EMPTY_PATH) == 0:
+    if linkat(fd, b"", directory, name, AT_EMPTY_PATH) == 0:
         return 0
     if errno == EEXIST:
-        return -errno
-    # Older kernels ask for a capability; they all take the way through /proc.
-    snprintf(path, 64, b"/proc/self/fd/%d", publication.fd)
-    if linkat(AT_FDCWD, path, publication.directory, publication.name, AT_SYMLINK_FOLLOW) == 0:
-        return 0
-    return -errno
+        return -EEXIST
+    snprintf(path, 64, b"/proc/self/fd/%d", fd)   # older kernels ask for a capability otherwise
+    return -errno if linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) < 0 else 0
 
 
-cdef int name_temp(Publication* publication) noexcept nogil:
-    if renameat2(publication.directory, publication.temp_name, publication.directory, publication.name,
-                 RENAME_NOREPLACE) == 0:
+cdef int name_temp(int directory, const char* temp_name, const char* name) noexcept nogil:
+    if renameat2(directory, temp_name, directory, name, RENAME_NOREPLACE) == 0:
         return 0
     if errno != EINVAL and errno != ENOSYS:
         return -errno
-    if linkat(publication.directory, publication.temp_name, publication.directory, publication.name, 0) < 0:
+    if linkat(directory, temp_name, directory, name, 0) < 0:
         return -errno
-    unlinkat(publication.directory, publication.temp_name, 0)
+    unlinkat(directory, temp_name, 0)
     return 0
 
 
-cdef int publish_names(Publication* publication) noexcept nogil:
+cdef int name_manifest(Publication* publication, int fd) noexcept nogil:
+    """In the place of what a dead saver left: without a snapshot beside it, a manifest is nobody's."""
+    cdef int code = 0
+    if publication.temp_name != NULL:
+        if renameat(publication.directory, publication.manifest_temp_name, publication.directory,
+                    publication.manifest_name) < 0:
+            code = -errno
+        return code
+    code = name_nameless(publication.directory, fd, publication.manifest_name)
+    if code == -EEXIST:
+        if unlinkat(publication.directory, publication.manifest_name, 0) < 0:
+            return -errno
+        code = name_nameless(publication.directory, fd, publication.manifest_name)
+    return code
+
+
+cdef int publish_names(Publication* publication, int manifest_fd) noexcept nogil:
     """Give the manifest and the file their names; the directory is locked."""
     cdef struct_stat status
     cdef int code
     publication.stage = STAGE_NAME
     if fstatat(publication.directory, publication.name, &status, AT_SYMLINK_NOFOLLOW) == 0:
-        code = -EEXIST
-    elif errno != ENOENT:
-        code = -errno
-    elif renameat(publication.directory, publication.manifest_temp_name, publication.directory,
-                  publication.manifest_name) < 0:
-        code = -errno
-    else:
-        code = name_temp(publication) if publication.temp_name != NULL else name_nameless(publication)
-        if code:
-            unlinkat(publication.directory, publication.manifest_name, 0)
-            return code
-        publication.named = True
+        return -EEXIST
+    if errno != ENOENT:
+        return -errno
+    code = name_manifest(publication, manifest_fd)
     if code:
-        unlinkat(publication.directory, publication.manifest_temp_name, 0)
+        return code
+    if publication.temp_name != NULL:
+        code = name_temp(publication.directory, publication.temp_name, publication.name)
+    else:
+        code = name_nameless(publication.directory, publication.fd, publication.name)
+    publication.named = code == 0
+    if code:
+        unlinkat(publication.directory, publication.manifest_name, 0)
     return code
 
 
@@ -225,8 +243,8 @@ cdef int sync_in_turn(Publication* publication) noexcept nogil:
     return code
 
 
-cdef int publish_locked(Publication* publication) noexcept nogil:
-    cdef int code = publish_names(publication)
+cdef int publish_locked(Publication* publication, int manifest_fd) noexcept nogil:
+    cdef int code = publish_names(publication, manifest_fd)
     cdef int sync_code
     if code and code != -EEXIST:
         return code
@@ -240,32 +258,43 @@ cdef int publish_locked(Publication* publication) noexcept nogil:
     return code
 
 
+cdef int publish_synced(Publication* publication, int manifest_fd, Pulse* pulse) noexcept nogil:
+    """Both files are on the disk: their names."""
+    cdef int lock_fd, code
+    publication.stage = STAGE_LOCK
+    lock_fd = lock_directory(publication.directory, pulse)
+    if lock_fd < 0:
+        return lock_fd
+    code = publish_locked(publication, manifest_fd)
+    # Said outright: a process forked meanwhile has the descriptor too, and would keep the lock.
+    flock(lock_fd, LOCK_UN)
+    close(lock_fd)
+    return code
+
+
 cdef int publish(Publication* publication, Pulse* pulse) noexcept nogil:
     """From the last byte to the lasting name; 0, or a negative outcome with the stage it stands at.
 
     Waiting for the directory's lock answers signals. From there on nothing does.
     """
-    cdef int manifest_fd, lock_fd, code
+    cdef int manifest_fd, code
     publication.stage = STAGE_MODE
     if fchmod(publication.fd, 0o600) < 0:
         return -errno
-    publication.stage = STAGE_SYNC
-    code = sync_timed(publication, publication.fd)
-    if code:
-        return code
     publication.stage = STAGE_MANIFEST
-    manifest_fd = manifest_write(publication, pulse)
+    manifest_fd = manifest_create(publication, pulse)
     if manifest_fd < 0:
         return manifest_fd
-    publication.stage = STAGE_LOCK
-    lock_fd = lock_directory(publication.directory, pulse)
-    if lock_fd < 0:
+    code = manifest_write(publication, manifest_fd)
+    if code == 0:
+        publication.stage = STAGE_SYNC
+        code = sync_timed(publication, publication.fd)
+    if code == 0:
+        publication.stage = STAGE_MANIFEST
+        code = sync_timed(publication, manifest_fd)
+    if code == 0:
+        code = publish_synced(publication, manifest_fd, pulse)
+    if publication.temp_name != NULL and not publication.named:
         unlinkat(publication.directory, publication.manifest_temp_name, 0)
-        close(manifest_fd)
-        return lock_fd
-    code = publish_locked(publication)
-    # Said outright: a process forked meanwhile has the descriptor too, and would keep the lock.
-    flock(lock_fd, LOCK_UN)
-    close(lock_fd)
     close(manifest_fd)
     return code

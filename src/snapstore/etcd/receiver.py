@@ -165,8 +165,8 @@ class EtcdReceiver:
 
     def _stored(self, meta: SnapshotMeta) -> SavedSnapshot | None:
         """What is stored and makes this one needless: a newer one, or itself."""
-        newest = self._directory.newest()
-        if newest is not None and newest.index > meta.index:
+        newest = self._directory.newest(above=meta.index)
+        if newest is not None:
             return newest
         saved = self._directory.confirm_sound(meta.index, "an etcd leader sends a good one")
         if saved is not None and saved.meta.term != meta.term:

@@ -79,7 +79,7 @@ class Receiver:
         self._cluster = check_cluster(cluster)
         self._on_offer = on_offer
         step = partial(self._ask, on_saved, words="saved, but the node refused it")
-        self._steps = Steps(step, deadlines.apply_timeout_s)
+        self._steps = Steps(step, deadlines.apply_timeout_s) if on_saved is not None else None
         self._places = threading.BoundedSemaphore(saves_max)
         self._deadlines = deadlines
         self._lock = threading.Lock()
@@ -123,7 +123,8 @@ class Receiver:
             raise PeerRejected(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_AFTER_S) from error
         except (OSError, SnapstoreError) as error:
             raise PeerRejected(_status_of(error), str(error)) from error
-        self._steps.take(saved, refuse)
+        if self._steps is not None:
+            self._steps.take(saved, refuse)
         return HTTPStatus.OK if existed else HTTPStatus.CREATED, {
             "index": saved.index,
             "size": saved.size,
@@ -138,8 +139,8 @@ class Receiver:
                 HTTPStatus.PRECONDITION_FAILED,
                 f"this node belongs to cluster {self._cluster!r}, the offer to {offer.cluster!r}",
             )
-        newest = self._directory.newest()
-        if newest is not None and offer.meta.index < newest.index:
+        newest = self._directory.newest(above=offer.meta.index)
+        if newest is not None:
             raise PeerRejected(HTTPStatus.CONFLICT, f"stale: snapshot {newest.index} is stored already")
         self._ask(self._on_offer, offer, "the node refused the offer")
 
