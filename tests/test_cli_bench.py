@@ -35,18 +35,8 @@ def test_every_way_moves_the_content_and_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_people_get_a_table_machines_json_and_both_a_picture(tmp_path):
-    command = (
-        "bench",
-        "--dir",
-        tmp_path,
-        "--size",
-        "1MiB",
-        "--rounds",
-        1,
-        "--busy",
-        "--plot",
-        tmp_path / "a.svg",
-    )
+    picture = tmp_path / "a.svg"
+    command = ("bench", "--dir", tmp_path, "--size", "1MiB", "--rounds", 1, "--busy", "--plot", picture)
     code, out, err = snapstore(*command)
     assert code == ExitCode.DONE
     assert "to a follower beside a busy Python thread: 1.049 MB, 1 round" in out.splitlines()
