@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,17 @@ from snapstore.bench.content import Content
 from snapstore.bench.machine import look_at_machine
 from snapstore.bench.neighbour import busy_thread
 from snapstore.bench.plot import plot
-from snapstore.bench.report import Line, Report, Result
+from snapstore.bench.report import Report, Result
 from snapstore.bench.rounds import ROUNDS_DEFAULT, Turns
+from snapstore.bench.stage import Stage
 from snapstore.bench.table import table
 from snapstore.cli.arguments import parse_count, parse_size
 
 #: Large enough that the last fsync and the threads' start are small beside the bytes; figures that are
 #: published are of 1GiB.
 SIZE_DEFAULT = "256MiB"
+
+FLOORS = read_floors()
 
 REPORT = pytest.StashKey[Report]()
 
@@ -38,25 +42,19 @@ def pytest_addoption(parser):
     group.addoption("--bench-report", type=Path, metavar="DIR", help="write report.json, .txt and .svg there")
 
 
-def pytest_configure(config):
-    """Begin a report: the machine is looked at where the files of the benchmarks will lie."""
-    directory = config.getoption("basetemp") or os.environ.get("PYTEST_DEBUG_TEMPROOT") or "/tmp"
-    config.stash[REPORT] = Report(look_at_machine(directory if os.path.isdir(directory) else "."))
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item):
-    """Keep in the report what was skipped: a baseline that is missing must be seen."""
-    made = (yield).get_result()
-    if made.skipped:
-        item.config.stash[REPORT].left_out.append(f"{item.name}: {made.longrepr[2]}")
+@pytest.fixture(scope="session")
+def report(pytestconfig, tmp_path_factory):
+    """What the whole run finds; the machine is looked at where the files of the benchmarks lie."""
+    report = pytestconfig.stash[REPORT] = Report(look_at_machine(tmp_path_factory.getbasetemp()))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Show the report, and write it where that was asked for."""
-    report = config.stash[REPORT]
-    if not report.results and not report.left_out:
+    """Show the report, and write it where that was asked for. What was skipped must be seen there."""
+    report = config.stash.get(REPORT, None)
+    if report is None:
         return
+    report.left_out = sorted({skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", [])})
     terminalreporter.section("ratios")
     terminalreporter.write(table(report))
     directory = config.getoption("--bench-report")
@@ -78,6 +76,13 @@ def content(size):
     return Content(size)
 
 
+@pytest.fixture
+def stage(content, tmp_path):
+    """Return where ways play: the content in a file, and the processes of the other side."""
+    with Stage(tmp_path, content) as stage:
+        yield stage
+
+
 @pytest.fixture(params=["idle", "busy"])
 def neighbour(request):
     """A process that does nothing else, or one that has a thread computing in Python all the time."""
@@ -91,12 +96,13 @@ def neighbour(request):
 class Race:
     """Ways against each other; what comes of it goes into the report of the whole run."""
 
-    def __init__(self, name, neighbour, benchmark, config):
+    def __init__(self, name, neighbour, benchmark, config, report):
         self._name = name
         self._suffix = "-busy" if neighbour == "busy" else ""
         self._neighbour = neighbour
         self._benchmark = benchmark
         self._config = config
+        self._report = report
 
     def run(self, ways, *, size=None, rounds=None):
         """Time the ways in turn; a Comparison. `size` in bytes; None: that of the whole run."""
@@ -109,15 +115,13 @@ class Race:
         return self.comparison
 
     def judge(self, *lines):
-        """Report these ratios, each a Line with its bounds' name, and fail where one breaks its floor."""
-        floors = read_floors()
-        lines = [
-            Line(name, line.ours, line.baseline, line.of, floors[name])
-            for line in lines
-            for name in [line.name + self._suffix]
-        ]
+        """Report these Lines, and fail where one breaks its floor; each name has an entry in `floors.toml`.
+
+        Beside a busy neighbour that is another entry: its name ends in `-busy`.
+        """
+        lines = [self._bounded(line) for line in lines]
         result = Result(self._name, self.comparison, self._size, lines, self._neighbour)
-        self._config.stash[REPORT].results.append(result)
+        self._report.results.append(result)
         self._benchmark.extra_info.update(result.to_json())
         broken = [
             f"{line.name}: {line.ratio(self.comparison)}, floor {line.bounds.floor:g}"
@@ -126,10 +130,14 @@ class Race:
         ]
         assert not broken, "; ".join(broken)
 
+    def _bounded(self, line):
+        name = line.name + self._suffix
+        return replace(line, name=name, bounds=FLOORS[name])
+
 
 @pytest.fixture
-def race(benchmark, request):
+def race(benchmark, request, report):
     """Return a Race, named as the test is; beside a neighbour where the test has one."""
     neighbour = request.getfixturevalue("neighbour") if "neighbour" in request.fixturenames else "idle"
     name = request.node.originalname.removeprefix("test_").replace("_", " ")
-    return Race(name, neighbour, benchmark, request.config)
+    return Race(name, neighbour, benchmark, request.config, report)

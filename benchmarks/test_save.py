@@ -1,40 +1,44 @@
-"""Durable saves into a directory, against what people write in Python."""
+"""Durable saves into a directory, against the disk alone, and against what people write in Python."""
 
 from __future__ import annotations
-
-import os
-from functools import partial
 
 import pytest
 
 from snapstore import SnapshotDir
-from snapstore.bench.cache import load
-from snapstore.bench.python_ways import copyfileobj_ways
+from snapstore.bench.command_ways import command_ways
+from snapstore.bench.python_ways import cold_copyfileobj_way, copyfileobj_ways
 from snapstore.bench.report import Line
-from snapstore.bench.ways import Way
+from snapstore.bench.saves import save_ways
 
 
 @pytest.fixture
-def source(content, tmp_path):
-    """A file that the page cache has."""
-    content.write(tmp_path / "source")
-    load(tmp_path / "source")
-    return tmp_path / "source"
-
-
-def test_file_to_durable_file(race, neighbour, source, content, tmp_path):
+def directory(tmp_path):
     with SnapshotDir(tmp_path / "snapshots") as directory:
+        yield directory
 
-        def save():
-            with open(source, "rb") as file:
-                directory.save_from(file, 1)
 
-        def check():
-            content.check(directory.get_snap_file_path(1))
-            os.unlink(directory.get_snap_file_path(1))
-            directory.remove_orphans()
+def test_durable_saves(race, neighbour, stage, directory):
+    disk, copies, cold_copy = stage.disk(), copyfileobj_ways(stage), cold_copyfileobj_way(stage)
+    memory, file, cold_file, pipe = (way.name for way in save_ways(stage, directory))
+    commands = command_ways(stage)
+    comparison = race.run([disk, *save_ways(stage, directory), *copies, *commands.values(), cold_copy])
+    best = comparison.fastest(*(way.name for way in copies))
+    race.judge(
+        Line("memory-against-disk", memory, disk.name),
+        Line("file-against-disk", file, disk.name),
+        Line("pipe-against-disk", pipe, disk.name),
+        Line("file-against-copyfileobj", file, best),
+        Line("cold-file-against-copyfileobj", cold_file, cold_copy.name),
+        *(Line(f"file-against-{command}", file, way.name) for command, way in commands.items()),
+    )
 
-        copies = copyfileobj_ways(partial(source.open, "rb"), tmp_path / "copy", content)
-        comparison = race.run([Way("save_from", save, check), *copies])
-        best = comparison.fastest(*(way.name for way in copies))
-        race.judge(Line("file-against-copyfileobj", "save_from", best))
+
+def test_saves_beside_a_busy_thread(race, stage, directory):
+    """Against themselves in a process that is otherwise idle."""
+    memory, file, _cold, pipe = save_ways(stage, directory)
+    race.run([way for idle in (memory, file, pipe) for way in (idle, idle.busy())])
+    race.judge(
+        Line("memory-busy-against-idle", memory.busy().name, memory.name),
+        Line("file-busy-against-idle", file.busy().name, file.name),
+        Line("pipe-busy-against-idle", pipe.busy().name, pipe.name),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from snapstore.bench.ways import Way
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from snapstore.bench.stage import Stage
 
 
-def command_ways(stage: Stage) -> Sequence[Way]:
-    """Return `cp` and `sync` of the copy, and `dd` past the page cache; those whose commands are here."""
+def command_ways(stage: Stage) -> Mapping[str, Way]:
+    """Return `cp` and `sync` of the copy, and `dd` past the page cache; by their commands; those that are here."""
     source, target = os.fspath(stage.source), os.fspath(stage.target)
 
     def copy() -> None:
@@ -26,9 +26,9 @@ def command_ways(stage: Stage) -> Sequence[Way]:
         options = [f"if={source}", f"of={target}", "bs=4M", "oflag=direct", "conv=fsync", "status=none"]
         subprocess.run(["dd", *options], check=True)
 
-    ways = {("cp", "sync"): ("cp, sync", copy), ("dd",): ("dd oflag=direct", write_direct)}
-    return [
-        Way(name, run, stage.check_target, stage.warm)
-        for commands, (name, run) in ways.items()
-        if all(map(shutil.which, commands))
-    ]
+    known = {"cp": ("cp, sync", copy, ("cp", "sync")), "dd": ("dd oflag=direct", write_direct, ("dd",))}
+    return {
+        command: Way(name, run, stage.check_target, stage.warm)
+        for command, (name, run, needed) in known.items()
+        if all(map(shutil.which, needed))
+    }
