@@ -59,6 +59,6 @@ def test_page_cache_through_the_pipe(race, content, size, tmp_path):
         reads = [bare_reads(file.fileno(), size, buffer_size) for buffer_size in BUFFER_SIZES]
         comparison = race.run([ours, busy, *reads])
         race.judge(
-            Line("pipe-against-pread", ours.name, comparison.fastest(*(way.name for way in reads))),
-            Line("pipe-busy-against-idle", busy.name, ours.name),
+            Line("bare-pipe-against-pread", ours.name, comparison.fastest(*(way.name for way in reads))),
+            Line("bare-pipe-busy-against-idle", busy.name, ours.name),
         )

@@ -23,7 +23,7 @@ from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.lmdb_content import LmdbContent
 from snapstore.bench.report import Line
 from snapstore.bench.stage import Stage
-from snapstore.bench.walks import Follower
+from snapstore.bench.walks import PINNED, Follower
 from snapstore.bench.ways import Way
 from snapstore.kv.lmdb import LmdbKV
 
@@ -93,19 +93,32 @@ def seconds_of_a_commit(env, core, work):
     return elapsed_s / max(commits, 1)
 
 
-@pytest.mark.parametrize("durable", [False, True], ids=["unsynced", "durable"])
-def test_commits_during_a_transfer(race, size, tmp_path, durable):
-    store = LmdbContent(tmp_path / "store", size)
+def compare(race, size, path, *, durable):
+    """Time the commits of a writer before a transfer and during one, in turn."""
+    store = LmdbContent(path / "store", size)
     with (
         all_but_one_core() as core,
-        Stage(tmp_path, Content(PIECE_SIZE)) as stage,
+        Stage(path, Content(PIECE_SIZE)) as stage,
         lmdb.open(str(store.path), map_size=MAP_SIZE, sync=durable) as env,
         LmdbKV(env) as kv,
     ):
         transfer = Follower(stage).pinned_way(store, kv)
         watched = partial(seconds_of_a_commit, env, core)
         alone = Way("before", partial(watched, partial(time.sleep, WATCH_S)))
-        during = Way("during", partial(watched, transfer.run), partial(stage.receiver.ask, "forget", index=2))
+        during = Way(
+            "during",
+            partial(watched, transfer.run),
+            partial(stage.receiver.ask, "forget", index=PINNED.index),
+        )
         race.run([alone, during], size=COMMIT_SIZE)
-        name = "durable-commits-during-transfer" if durable else "commits-during-transfer"
-        race.judge(Line(name, during.name, alone.name))
+        return during.name, alone.name
+
+
+def test_commits_during_a_transfer(race, size, tmp_path):
+    names = compare(race, size, tmp_path, durable=False)
+    race.judge(Line("commits-during-transfer", *names))
+
+
+def test_durable_commits_during_a_transfer(race, size, tmp_path):
+    names = compare(race, size, tmp_path, durable=True)
+    race.judge(Line("durable-commits-during-transfer", *names))
