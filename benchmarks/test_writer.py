@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import contextmanager
 from functools import partial
 
 import lmdb
@@ -70,18 +69,16 @@ class Writer:
         self._thread.join()
 
 
-@contextmanager
-def all_but_one_core():
-    """Keep this thread, and what it starts, off one core; which one."""
+@pytest.fixture(scope="module")
+def own_core():
+    """The writer's core; this thread, and what it starts, keep off it."""
     cores = os.sched_getaffinity(0)
     if len(cores) < 2:
         pytest.skip("NOT MEASURED: a writer with a core of its own needs two")
     own = max(cores)
     os.sched_setaffinity(0, cores - {own})
-    try:
-        yield own
-    finally:
-        os.sched_setaffinity(0, cores)
+    yield own
+    os.sched_setaffinity(0, cores)
 
 
 def seconds_of_a_commit(env, core, work):
@@ -93,17 +90,16 @@ def seconds_of_a_commit(env, core, work):
     return elapsed_s / max(commits, 1)
 
 
-def compare(race, size, path, *, durable):
+def compare(race, size, own_core, path, *, durable):
     """Time the commits of a writer before a transfer and during one, in turn."""
     store = LmdbContent(path / "store", size)
     with (
-        all_but_one_core() as core,
         Stage(path, Content(PIECE_SIZE)) as stage,
         lmdb.open(str(store.path), map_size=MAP_SIZE, sync=durable) as env,
         LmdbKV(env) as kv,
     ):
         transfer = Follower(stage).pinned_way(store, kv)
-        watched = partial(seconds_of_a_commit, env, core)
+        watched = partial(seconds_of_a_commit, env, own_core)
         alone = Way("before", partial(watched, partial(time.sleep, WATCH_S)))
         during = Way(
             "during",
@@ -114,11 +110,11 @@ def compare(race, size, path, *, durable):
         return during.name, alone.name
 
 
-def test_commits_during_a_transfer(race, size, tmp_path):
-    names = compare(race, size, tmp_path, durable=False)
+def test_commits_during_a_transfer(race, size, own_core, tmp_path):
+    names = compare(race, size, own_core, tmp_path, durable=False)
     race.judge(Line("commits-during-transfer", *names))
 
 
-def test_durable_commits_during_a_transfer(race, size, tmp_path):
-    names = compare(race, size, tmp_path, durable=True)
+def test_durable_commits_during_a_transfer(race, size, own_core, tmp_path):
+    names = compare(race, size, own_core, tmp_path, durable=True)
     race.judge(Line("durable-commits-during-transfer", *names))
