@@ -94,6 +94,11 @@ class Etcd:
             assert found, "".join(self._said)
             return any(words in line for line in self._said)
 
+    def lines(self, words):
+        """The lines so far in which it said these words."""
+        with self._news:
+            return [line for line in self._said if words in line]
+
     def wait_ready(self):
         """Wait until it serves clients; where somebody took its port, it tries another."""
         for attempt in range(ATTEMPTS):
@@ -119,6 +124,10 @@ class Etcd:
             options += [f"--cert-file={self._node.cert}", f"--key-file={self._node.key}"]
             options += [f"--trusted-ca-file={self._node.ca}", "--client-cert-auth"]
         return ["etcd", *options, *self._options]
+
+    @property
+    def pid(self):
+        return self._process.pid
 
     @property
     def url(self):

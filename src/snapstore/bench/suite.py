@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,41 +29,41 @@ COPIES = 4
 Note = Callable[[str], None]
 
 
-def run_suite(directory: Path, *, size: int, rounds: int, busy: bool, note: Note) -> Report:
+def run_suite(
+    directory: Path,
+    *,
+    size: int,
+    rounds: int,
+    busy: bool,
+    note: Note,
+    before: Callable[[], None] = os.sync,
+) -> Report:
     """Measure in an empty `directory`, with COPIES times `size` bytes of room; what was found.
 
     With `busy` each comparison comes a second time, beside a thread that computes in Python. `note(words)`
-    is told how far it is. Whoever made the directory removes what is left in it. Raises OSError as the disk
-    gives it, and ValueError where a content is not what was written.
+    is told how far it is; `before` is Turns' own. Whoever made the directory removes what is left in it.
+    Raises OSError as the disk gives it, and ValueError where a content is not what was written.
     """
     report = Report(look_at_machine(directory))
-    neighbours = ("idle", "busy") if busy else ("idle",)
+
+    def compare(name: str, ways: Sequence[Way], judge: Callable[[Comparison], Iterator[Line]]) -> None:
+        for neighbour in ("idle", "busy") if busy else ("idle",):
+            turns = Turns(ways, size=size, before=before)
+            with busy_thread() if neighbour == "busy" else nullcontext():
+                for number in range(rounds + 1):
+                    note(f"{name}, {neighbour}: {f'round {number} of {rounds}' if number else 'warming up'}")
+                    turns.turn()
+            found = turns.comparison()
+            report.results.append(Result(name, found, size, tuple(judge(found)), neighbour))
+
     note("write what is to be moved")
     with Stage(directory, Content(size)) as stage, SnapshotDir(directory / "snapshots") as snapshots:
-        ways = [stage.disk(), *copyfileobj_ways(stage), cold_copyfileobj_way(stage)]
-        ways += save_ways(stage, snapshots)
-        for neighbour in neighbours:
-            comparison = _compare("durable saves", ways, size, rounds, neighbour, note)
-            lines = list(_judge_saves(comparison))
-            report.results.append(Result("durable saves", comparison, size, lines, neighbour))
+        copies = [*copyfileobj_ways(stage), cold_copyfileobj_way(stage)]
+        compare("durable saves", [stage.disk(), *copies, *save_ways(stage, snapshots)], _judge_saves)
         with walk_ways(stage, snapshots) as walks:
             ways = [stage.disk(), stage.wire(), sendfile_way(stage), *walks]
-            for neighbour in neighbours:
-                comparison = _compare("to a follower", ways, size, rounds, neighbour, note)
-                lines = list(_judge_walks(comparison))
-                report.results.append(Result("to a follower", comparison, size, lines, neighbour))
+            compare("to a follower", ways, _judge_walks)
     return report
-
-
-def _compare(
-    name: str, ways: Sequence[Way], size: int, rounds: int, neighbour: str, note: Note
-) -> Comparison:
-    turns = Turns(ways, size=size)
-    with busy_thread() if neighbour == "busy" else nullcontext():
-        for number in range(rounds + 1):
-            note(f"{name}, {neighbour}: {f'round {number} of {rounds}' if number else 'warming up'}")
-            turns.turn()
-    return turns.comparison()
 
 
 def _judge_saves(comparison: Comparison) -> Iterator[Line]:

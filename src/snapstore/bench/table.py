@@ -9,16 +9,14 @@ if TYPE_CHECKING:
     from snapstore.bench.report import Line, Report, Result
 
 _WAY_HEADS = ("", "GB/s", "lowest to highest", "CPU s/GB")
-_RATIO_HEADS = ("RATIO", "MEDIAN", "LOWEST TO HIGHEST", "FLOOR", "GOAL", "")
+_RATIO_HEADS = ("", "ratio", "lowest to highest", "floor", "goal", "")
 
 
 def table(report: Report) -> str:
-    """Return all of it: the machine, each comparison with its ways, then all ratios."""
+    """Return all of it: the machine, then each comparison, its ways and its ratios."""
     parts = [_columns(report.machine.rows())]
-    parts += [_ways(result) for result in report.results]
-    lines = [_ratio(result, line) for result in report.results for line in result.lines]
-    if lines:
-        parts.append(_columns([_RATIO_HEADS, *lines]))
+    for result in report.results:
+        parts += [_ways(result), _columns([_RATIO_HEADS, *(_ratio(result, line) for line in result.lines)])]
     parts += [f"LEFT OUT: {words}" for words in report.left_out]
     return "\n\n".join(parts) + "\n"
 
@@ -31,8 +29,11 @@ def title(result: Result) -> str:
 
 
 def figure(number: float) -> str:
-    """Return a figure as people read it, with three digits: `0.09`, `1.85`, `12.4`, `254`."""
-    return f"{number:.{max(0, 2 - max(0, len(f'{number:.0f}') - 1))}f}"
+    """Return a figure as people read it: `0.087`, `0.85`, `1.85`, `12.4`, `254`."""
+    if number < 0.0995:
+        return f"{number:.2g}"
+    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{decimals}f}"
 
 
 def _ways(result: Result) -> str:
@@ -46,7 +47,7 @@ def _ways(result: Result) -> str:
 
 def _ratio(result: Result, line: Line) -> tuple[str, ...]:
     spread, bounds = line.ratio(result.comparison), line.bounds
-    told = (line.name, figure(spread.median), f"{figure(spread.low)} to {figure(spread.high)}")
+    told = (f"  {line.name}", figure(spread.median), f"{figure(spread.low)} to {figure(spread.high)}")
     if bounds is None:
         return (*told, "", "", "")
     sign = "<=" if bounds.at_most else ">="

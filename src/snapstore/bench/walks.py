@@ -5,10 +5,8 @@ The leader is this process, so that a busy neighbour stands in its way, and the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapstore.bench.lmdb_content import LmdbContent
@@ -20,6 +18,8 @@ from snapstore.stream import SnapshotStream
 from snapstore.transport.http import SnapshotClient
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from snapstore.bench.stage import Stage
     from snapstore.directory import SnapshotDir
 
@@ -33,38 +33,51 @@ def walk_ways(stage: Stage, leader: SnapshotDir) -> Iterator[Sequence[Way]]:
 
     Both lie in the directory of the stage; the first is saved in `leader` to begin with.
     """
-    saved = stage.directory / "followed"
-    url = stage.receiver.ask("follow", path=str(saved))
-    leader.save_from(stage.content.memory, STORED)
-    client = SnapshotClient()
+    follower = Follower(stage)
     store = LmdbContent(stage.directory / "store", stage.content.size)
     with LmdbKV(store.path, map_size=store.map_size) as kv:
+        yield [follower.stored_way(leader), follower.pinned_way(store, kv)]
+
+
+class Follower:
+    """A follower in the stage's receiver, which saves in the stage's directory; it ends with the stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._directory = stage.directory / "followed"
+        self._url = stage.receiver.ask("follow", path=str(self._directory))
+        self._client = SnapshotClient()
+
+    def stored_way(self, leader: SnapshotDir) -> Way:
+        """Return the way of the stage's content, which is saved in `leader` for it, from there to here."""
+        content = self._stage.content
+        leader.save_from(content.memory, STORED)
+
+        def send() -> None:
+            stored = leader.open(STORED.index, verify=False)
+            with SnapshotStream(STORED, stored) as stream:
+                self._client.send_snapshot(self._url, stream)
+
+        def check() -> None:
+            content.check(self._path(STORED))
+            self._stage.receiver.ask("forget", index=STORED.index)
+
+        return Way("stored snapshot, HTTP", send, check, processes=[self._stage.receiver.pid])
+
+    def pinned_way(self, store: LmdbContent, kv: LmdbKV) -> Way:
+        """Return the way of a snapshot of `store`, which is open as `kv`: pinned, sent, saved."""
         with kv.snapshot() as pinned:
             size = pinned.size
 
-        def send_stored() -> None:
-            stored = leader.open(STORED.index, verify=False)
-            with SnapshotStream(STORED, stored) as stream:
-                client.send_snapshot(url, stream)
-
-        def send_pinned() -> None:
+        def send() -> None:
             with SnapshotStream(PINNED, kv.snapshot()) as stream:
-                client.send_snapshot(url, stream)
+                self._client.send_snapshot(self._url, stream)
 
-        def check_stored() -> None:
-            stage.content.check(_path(saved, STORED))
-            stage.receiver.ask("forget", index=STORED.index)
+        def check() -> None:
+            store.check(self._path(PINNED))
+            self._stage.receiver.ask("forget", index=PINNED.index)
 
-        def check_pinned() -> None:
-            store.check(_path(saved, PINNED))
-            stage.receiver.ask("forget", index=PINNED.index)
+        return Way("LMDB, HTTP", send, check, size=size, processes=[self._stage.receiver.pid])
 
-        pids = (stage.receiver.pid,)
-        yield [
-            Way("stored snapshot, HTTP", send_stored, check_stored, processes=pids),
-            Way("LMDB, HTTP", send_pinned, check_pinned, size=size, processes=pids),
-        ]
-
-
-def _path(directory: Path, meta: SnapshotMeta) -> str:
-    return os.path.join(directory, snapshot_name(meta.index))
+    def _path(self, meta: SnapshotMeta) -> Path:
+        return self._directory / snapshot_name(meta.index)

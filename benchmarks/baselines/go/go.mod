@@ -1,0 +1,3 @@
+module snapstore/benchmarks/seed
+
+go 1.19

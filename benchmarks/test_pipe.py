@@ -1,0 +1,64 @@
+"""The pipe by itself: from the page cache to a reader that looks at nothing, against bare reads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from snapstore import _fastpipe
+from snapstore.bench.cache import load
+from snapstore.bench.report import Line
+from snapstore.bench.ways import Way
+
+#: A buffer for bare reads that stays in a core's cache, and two that ask the kernel more rarely.
+BUFFER_SIZES = 64 * 1024, 256 * 1024, 1024 * 1024
+
+
+def bare_reads(fd, size, buffer_size):
+    """Read all of a file into one buffer, again and again."""
+    buffer = [memoryview(bytearray(buffer_size))]
+
+    def read():
+        offset = 0
+        while count := os.preadv(fd, buffer, offset):
+            offset += count
+        assert offset == size
+
+    return Way(f"pread {buffer_size // 1024} KiB", read)
+
+
+def through_pipe(fd, size):
+    """One thread reads the file into the pipe; this one takes the chunks and gives them back."""
+
+    def read():
+        reader, writer = _fastpipe.pipe()
+
+        def feed():
+            with writer:
+                writer.copy_from_fd(fd, 0, size)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        done = 0
+        with reader:
+            while chunk := reader.read_chunk():
+                done += len(chunk)
+                chunk.release()
+        feeder.join()
+        assert done == size
+
+    return Way("pipe", read)
+
+
+def test_page_cache_through_the_pipe(race, content, size, tmp_path):
+    content.write(tmp_path / "source")
+    load(tmp_path / "source")
+    with open(tmp_path / "source", "rb") as file:
+        ours = through_pipe(file.fileno(), size)
+        busy = ours.busy()
+        reads = [bare_reads(file.fileno(), size, buffer_size) for buffer_size in BUFFER_SIZES]
+        comparison = race.run([ours, busy, *reads])
+        race.judge(
+            Line("bare-pipe-against-pread", ours.name, comparison.fastest(*(way.name for way in reads))),
+            Line("bare-pipe-busy-against-idle", busy.name, ours.name),
+        )
