@@ -158,17 +158,26 @@ def test_a_message_that_would_swell_is_none(member, data):
     member.assert_nothing_saved()
 
 
-def test_memory_is_taken_as_bytes_come(member):
+@pytest.fixture
+def traced():
+    """Counts the memory that Python takes, from before the first thread of a member to after its last.
+
+    Not for a moment less: CPython changes its allocator without a look at threads that begin or end
+    meanwhile, and they crash when they call half of the one and half of the other.
+    """
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def test_memory_is_taken_as_bytes_come(traced, member):
     with member.peer() as peer:
-        tracemalloc.start()
-        try:
-            size = SNAPSHOT_MESSAGE_SIZE_MAX
-            peer.say(head(length=size + 8), struct.pack(">Q", size), bytes(1000))
-            peer.end()
-            assert status_of(peer.hear("POST")) == decode_failure("unexpected EOF")
-            assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
-        finally:
-            tracemalloc.stop()
+        tracemalloc.reset_peak()
+        size = SNAPSHOT_MESSAGE_SIZE_MAX
+        peer.say(head(length=size + 8), struct.pack(">Q", size), bytes(1000))
+        peer.end()
+        assert status_of(peer.hear("POST")) == decode_failure("unexpected EOF")
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
     member.assert_nothing_saved()
 
 
@@ -181,19 +190,17 @@ def test_memory_is_taken_as_bytes_come(member):
     ],
     ids=["for a message", "for a database"],
 )
-def test_a_gibibyte_of_garbage(member, start, status, memory_max):
+def test_a_gibibyte_of_garbage(traced, member, start, status, memory_max):
     block = b"\xff" * 2**20
     with member.peer() as peer:
-        tracemalloc.start()
-        try:
-            peer.say(head(length=len(start) + 2**30), start)
-            with contextlib.suppress(ConnectionError):  # It has heard enough, and hangs up.
-                for _ in range(1024):
-                    peer.say(block)
-            answered = peer.hear_all()
-            assert tracemalloc.get_traced_memory()[1] < memory_max
-        finally:
-            tracemalloc.stop()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        peer.say(head(length=len(start) + 2**30), start)
+        with contextlib.suppress(ConnectionError):  # It has heard enough, and hangs up.
+            for _ in range(1024):
+                peer.say(block)
+        answered = peer.hear_all()
+        assert tracemalloc.get_traced_memory()[1] - before < memory_max
     # Who speaks on while it is hung up on may lose the answer, but gets no other.
     assert not answered or answered.startswith(b"HTTP/1.1 " + status)
     member.assert_nothing_saved()
