@@ -15,11 +15,17 @@ else:
 FILE = Path(__file__).with_name("floors.toml")
 
 
-def read_floors() -> dict[str, Bounds]:
-    """Return the bounds by the names of the ratios. Raises ValueError where an entry has no reason."""
+def read_floors(text: str | None = None) -> dict[str, Bounds]:
+    """Return the bounds by the names of the ratios, of the committed file or of a text like it.
+
+    Raises ValueError for an entry without a reason, or whose goal or wish is not beyond what comes before.
+    """
     floors = {}
-    for name, entry in tomllib.loads(FILE.read_text()).items():
+    for name, entry in tomllib.loads(FILE.read_text() if text is None else text).items():
         if not entry.pop("reason", ""):
-            raise ValueError(f"{FILE.name}: {name} has no reason")
-        floors[name] = Bounds(**entry)
+            raise ValueError(f"{name} has no reason")
+        floors[name] = bounds = Bounds(**entry)
+        steps = [step for step in (bounds.floor, bounds.goal, bounds.wish) if step is not None]
+        if steps != sorted(steps, reverse=bounds.at_most):
+            raise ValueError(f"{name}: from floor to goal to wish it has to become better, not {steps}")
     return floors

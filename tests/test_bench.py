@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import lmdb
 import pytest
 
+from benchmarks.floors import read_floors
 from snapstore.bench.comparison import Comparison, Sample, Spread
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.hardware import refuses_direct, write_disk
@@ -264,3 +265,26 @@ def test_the_machine_is_told_without_its_owner(tmp_path):
     assert machine.memory > 0
     assert re.match(r"[0-9]+\.[0-9]+", machine.kernel)
     assert os.uname().nodename not in json.dumps(machine.to_json())
+
+
+def test_the_committed_floors_have_reasons_and_lead_to_their_goals():
+    floors = read_floors()
+    assert floors["memory-against-disk"].goal == 0.85
+    for text in (
+        "[a]\nfloor = 1.0",
+        "[a]\nfloor = 1.0\nreason = ''",
+        "[a]\nfloor = 1.0\ngoal = 0.9\nreason = 'less'",
+        "[a]\nfloor = 0.5\ngoal = 0.9\nat_most = true\nreason = 'more'",
+    ):
+        with pytest.raises(ValueError, match=r"^a\b"):
+            read_floors(text)
+    assert read_floors("[a]\nfloor = 0.7\ngoal = 0.5\nat_most = true\nreason = 'less'")["a"].at_most
+
+
+def test_what_breaks_a_floor_and_what_reaches_a_goal():
+    more, less = Bounds(0.5, 0.8), Bounds(0.7, 0.5, at_most=True)
+    assert [more.holds(ratio) for ratio in (0.49, 0.5, 9)] == [False, True, True]
+    assert [more.reached(ratio) for ratio in (0.79, 0.8)] == [False, True]
+    assert [less.holds(ratio) for ratio in (0.71, 0.7, 0.1)] == [False, True, True]
+    assert [less.reached(ratio) for ratio in (0.51, 0.5)] == [False, True]
+    assert Bounds(0.5).reached(9) is None

@@ -29,8 +29,8 @@ A ratio is how many times as fast as its baseline a way was, by the median of al
 and the highest of them. Every way ends with its data on the disk (fsync), and each file was read back and
 compared. `disk alone` writes 4 MiB after 4 MiB past the page cache; `wire alone` sends over loopback and
 keeps nothing: 1.0 is all that the hardware gives. A file is in the page cache before it is read, a cold
-one is not. CPU is that of all processes at work. Where lowest and highest lie far apart, somebody else
-used this machine: measure again when it is quiet."""
+one is not. CPU is that of all processes at work, and of the busy thread. Where lowest and highest lie far
+apart, somebody else used this machine: measure again when it is quiet."""
 
 
 def run(args: argparse.Namespace, screen: Screen) -> int:
