@@ -85,12 +85,8 @@ def stage(content, tmp_path):
 
 @pytest.fixture(params=["idle", "busy"])
 def neighbour(request):
-    """A process that does nothing else, or one that has a thread computing in Python all the time."""
-    if request.param == "idle":
-        yield request.param
-        return
-    with busy_thread():
-        yield request.param
+    """Whether this process does nothing else, or has a thread computing in Python, while a way is timed."""
+    return request.param
 
 
 class Race:
@@ -107,6 +103,8 @@ class Race:
     def run(self, ways, *, size=None, rounds=None):
         """Time the ways in turn; a Comparison. `size` in bytes; None: that of the whole run."""
         self._size = self._config.getoption("--bench-size") if size is None else size
+        if self._neighbour == "busy":
+            ways = [replace(way, beside=busy_thread) for way in ways]
         turns = Turns(ways, size=self._size)
         rounds = self._config.getoption("--bench-rounds") if rounds is None else rounds
         # Its own table shows how long the rounds took; what counts are the ratios.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,11 @@ def run_suite(
 
     def compare(name: str, ways: Sequence[Way], judge: Callable[[Comparison], Iterator[Line]]) -> None:
         for neighbour in ("idle", "busy") if busy else ("idle",):
-            turns = Turns(ways, size=size, before=before)
-            with busy_thread() if neighbour == "busy" else nullcontext():
-                for number in range(rounds + 1):
-                    note(f"{name}, {neighbour}: {f'round {number} of {rounds}' if number else 'warming up'}")
-                    turns.turn()
+            beside = busy_thread if neighbour == "busy" else nullcontext
+            turns = Turns([replace(way, beside=beside) for way in ways], size=size, before=before)
+            for number in range(rounds + 1):
+                note(f"{name}, {neighbour}: {f'round {number} of {rounds}' if number else 'warming up'}")
+                turns.turn()
             found = turns.comparison()
             report.results.append(Result(name, found, size, tuple(judge(found)), neighbour))
 
