@@ -11,10 +11,12 @@ from pysyncobj import SERIALIZER_STATE
 from pysyncobj.node import TCPNode
 
 from nodes import META, WAIT_S
+from snapstore.directory import SnapshotDir
 from snapstore.errors import PeerRejected
 from snapstore.meta import META_DATA_SIZE_MAX, SnapshotMeta
 from snapstore.raft.pysyncobj import Ticket, TicketDumps, TicketMalformed
 from snapstore.raft.pysyncobj.dump_file import DumpFile
+from snapstore.raft.pysyncobj.own_dump import Saver
 from snapstore.raft.pysyncobj.ticket import pack_meta, unpack_meta
 from snapstore.wire import Offer
 from ticket_nodes import Cluster
@@ -362,3 +364,16 @@ def test_members_that_are_not_named_by_text_are_refused_before_anything_is_saved
 def test_a_snapshot_that_was_not_made_for_pysyncobj_is_told():
     with pytest.raises(ValueError, match="snapshot 7 was not made for PySyncObj"):
         unpack_meta(META, TCPNode)
+
+
+def test_a_node_that_has_ended_leases_nothing_any_more(tmp_path):
+    with SnapshotDir(tmp_path / "d") as directory:
+        directory.save_from(b"as good as any", SnapshotMeta(1, 1))
+        file = DumpFile(tmp_path / "dump")
+        file.path.touch()
+        saver = Saver(directory, file, "http://127.0.0.1:1", keep=1)
+        saver.settle(1)
+        assert len(directory.leases()) == 1
+        saver.close()
+        saver.settle(1)  # As the clock's background does that had not come to it before.
+        assert directory.leases() == []

@@ -6,6 +6,7 @@ It must not know PySyncObj, nor when a ticket is put in place. Runs off the raft
 from __future__ import annotations
 
 import logging
+import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ class OwnDump:
 class Saver:
     """Saves dumps in `directory`, writes tickets with `url` for `file`, and keeps `keep` snapshots.
 
-    For one thread, except `prepare`, which is for any.
+    For one thread at a time, except `prepare` and `close`, which are for any.
     """
 
     def __init__(self, directory: SnapshotDir, file: DumpFile, url: str, keep: int) -> None:
@@ -50,6 +51,8 @@ class Saver:
         self._file = file
         self._url = url
         self._keep = keep
+        self._lock = threading.Lock()
+        self._closed = False
         # The snapshot behind the dump file, leased: newer ones may come in between that it never names.
         self._placed: StoredSnapshot | None = None
 
@@ -91,12 +94,18 @@ class Saver:
             logger.exception("old snapshots stay")
 
     def hold(self, placed: StoredSnapshot) -> None:
-        """Keep every purge off what is behind the dump file now."""
-        self.close()
-        self._placed = placed
+        """Keep every purge off what is behind the dump file now, as long as the node lives."""
+        superfluous: StoredSnapshot | None = placed
+        with self._lock:
+            if not self._closed:
+                superfluous, self._placed = self._placed, placed
+        if superfluous is not None:
+            superfluous.close()
 
     def close(self) -> None:
-        """Give the lease back. May come twice."""
-        placed, self._placed = self._placed, None
+        """Give the lease back, also one that a background takes later. May come twice."""
+        with self._lock:
+            self._closed = True
+            placed, self._placed = self._placed, None
         if placed is not None:
             placed.close()
