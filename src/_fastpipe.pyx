@@ -99,7 +99,7 @@ cdef extern from * nogil:
     void* MAP_FAILED
     const int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     int madvise(void* address, size_t size, int advice) noexcept
-    const int MADV_HUGEPAGE
+    const int MADV_HUGEPAGE, MADV_DONTFORK
 
     int openat(int directory, const char* name, int flags, ...) noexcept
     int unlinkat(int directory, const char* name, int flags) noexcept

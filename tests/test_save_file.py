@@ -215,3 +215,28 @@ def test_the_lock_of_a_directory_is_free_again_when_closed(directory):
     for _ in range(2):
         with _fastpipe.DirectoryLock(directory):
             pass
+
+
+def mappings_kept_from_children():
+    with open("/proc/self/smaps") as smaps:
+        return sum("dc" in line.split() for line in smaps if line.startswith("VmFlags:"))
+
+
+def test_a_child_does_not_share_what_a_save_writes_from(tmp_path):
+    """Shared pages fall apart when they are written to, and with them what makes direct I/O fast."""
+    counts = []
+
+    class Reader:
+        left = 4 * 1024 * 1024
+
+        def read(self, size):
+            counts.append(mappings_kept_from_children())
+            size = min(size, self.left)
+            self.left -= size
+            return bytes(size)
+
+    before = mappings_kept_from_children()
+    with open(tmp_path / "target", "wb") as target:
+        _fastpipe.save(Reader(), target.fileno(), size=Reader.left)
+    assert counts[0] == before + 1
+    assert mappings_kept_from_children() == before

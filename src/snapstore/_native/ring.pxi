@@ -74,9 +74,11 @@ cdef void ring_ask_for_huge_pages(Ring* ring) noexcept nogil:
 
     With single pages a save reached 0.7 of what the disk does, with huge ones all of it, at two thirds
     of the CPU time. Not for small ones: the first byte has the system clear 2 MiB. Where the system has
-    none to give, or is told never to, nothing else changes.
+    none to give, or is told never to, nothing else changes. No child gets them either: pages that are shared
+    with one fall apart at the next write, and the rest of the save is as slow as with single ones.
     """
     madvise(ring.memory, ring.stride * ring.chunks, MADV_HUGEPAGE)
+    madvise(ring.memory, ring.stride * ring.chunks, MADV_DONTFORK)
 
 
 cdef void ring_free(Ring* ring) noexcept nogil:
