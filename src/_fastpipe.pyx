@@ -161,7 +161,7 @@ cdef uint64_t SIZE_UNKNOWN = <uint64_t>-1
 #: The largest offset that the system takes.
 SIZE_MAX = 2**63 - 1
 
-#: Direct writes of this size reach the disk's own speed; smaller ones do not (1 MiB: three quarters).
+#: Direct writes of this size reach the disk's own speed; smaller ones do not (1 MiB: nine tenths).
 CHUNK_SIZE_DEFAULT = 4 * 1024 * 1024
 #: Slots are pages.
 CHUNK_SIZE_MIN = PAGE
