@@ -31,7 +31,7 @@ cdef class _Pipe:
         return PipeClosed("the pipe was closed")
 
 
-def pipe(*, chunk_size=PIPE_CHUNK_SIZE_DEFAULT, chunks=PIPE_CHUNKS_DEFAULT):
+def pipe(*, chunk_size=CHUNK_SIZE_DEFAULT, chunks=PIPE_CHUNKS_DEFAULT):
     """Return (PipeReader, PipeWriter) over a bounded ring of `chunks` slots of `chunk_size` bytes.
 
     Any thread may use either half, one at a time for each. `chunk_size` is a multiple of 4096
