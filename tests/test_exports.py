@@ -74,3 +74,8 @@ def test_a_star_brings_them_all():
     names: dict[str, object] = {}
     exec("from snapstore import *", names)
     assert names.keys() - {"__builtins__"} == set(snapstore.__all__)
+
+
+def test_a_module_is_there_as_type_checkers_take_it_to_be():
+    assert "snapstore.errors" in loaded_by("import snapstore; snapstore.errors.SnapshotBusy")
+    assert "snapstore.lease" in loaded_by("import snapstore; snapstore.lease.Lease")

@@ -19,6 +19,10 @@ from test_sweep import CHUNK_SIZE, WAYS, in_memory
 #: Random states depend on it; printed with each result.
 SEED = 20260822
 
+#: So many states a cut can leave, at least, by whether the save is nameless: then its manifest has no name to
+#: lose either.
+STATES_MIN = {True: 20, False: 25}
+
 INDEXES = (1, 2, 3)
 
 #: Several writes each, so that some may be lost and others not.
@@ -100,7 +104,7 @@ def test_a_directory_loses_nothing_that_it_reported():
                 losses = lose_of_directory(nameless, content, scratch, chunk_size=64 * 1024)
                 print(f"{'nameless' if nameless else 'named'}, {len(content)} bytes: {losses}")
                 assert not losses.violations
-                assert losses.states.total() >= 20
+                assert losses.states.total() >= STATES_MIN[nameless]
 
 
 @in_a_fresh_process
@@ -244,4 +248,4 @@ def test_a_large_save_loses_nothing_that_it_reported(way):
         losses = lose_of_directory(WAYS[way][0], os.urandom(1024) * 1100, scratch, CHUNK_SIZE)
     print(f"{way}: {losses}")
     assert not losses.violations
-    assert losses.states.total() >= 20
+    assert losses.states.total() >= STATES_MIN[WAYS[way][0]]

@@ -21,7 +21,7 @@ from snapstore.transport.http import SnapshotClient
 #: More than all buffers between the two hold, so that the follower has written part of it.
 CONTENT = os.urandom(1024 * 1024) * 24
 
-#: How much was sent when the killing begins: whole slots of the leader's pipe, which holds four.
+#: How much was sent when the killing begins: whole chunks, so that the follower has some to keep.
 REACHED = 3 * CHUNK_SIZE_DEFAULT
 
 #: What a small save takes with its fsyncs, and some more.
@@ -163,7 +163,7 @@ def test_a_follower_killed_in_the_middle_starts_again_with_what_it_had(tmp_path,
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_follower_killed_at_any_moment_has_the_old_state_or_the_whole_new_one(tmp_path, kind, kills):
     """The kills fall at random moments between the last bytes, the fsyncs, the names and the answer."""
-    chance = random.Random(kind)
+    chance = random.Random(f"{kind} {kills}")
     for kill in range(kills):
         path = old_state(tmp_path / f"follower-{kill}")
         with Process(FOLLOWER, path, "127.0.0.1:0", kind) as follower, RawPeer(follower.hear()) as peer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 
 import pytest
@@ -240,3 +241,29 @@ def test_a_child_does_not_share_what_a_save_writes_from(tmp_path):
         _fastpipe.save(Reader(), target.fileno(), size=Reader.left)
     assert counts[0] == before + 1
     assert mappings_kept_from_children() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # The core's thread.
+@pytest.mark.parametrize("reads", [1, 3])
+def test_a_reader_that_forks_costs_the_parent_nothing_and_its_child_hears_of_it(tmp_path, reads):
+    """Before there is a thread that writes, and when there is one, which the child has not."""
+    content = os.urandom(12 * 1024 * 1024)
+    parent = os.getpid()
+    children = []
+
+    class Reader(io.BytesIO):
+        def read(self, size):
+            children.append(os.fork() if len(children) + 1 == reads and os.getpid() == parent else None)
+            return super().read(size)
+
+    with open(tmp_path / "target", "w+b") as target:
+        try:
+            _fastpipe.save(Reader(content), target.fileno(), size=len(content))
+        except ForkedProcess:
+            os._exit(0)
+        finally:
+            if os.getpid() != parent:
+                os._exit(1)
+        assert target.read() == content
+    _, status = os.waitpid(children[reads - 1], 0)
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -368,7 +368,8 @@ def test_a_snapshot_that_was_not_made_for_pysyncobj_is_told():
 
 def test_a_node_that_has_ended_leases_nothing_any_more(tmp_path):
     with SnapshotDir(tmp_path / "d") as directory:
-        directory.save_from(b"as good as any", SnapshotMeta(1, 1))
+        for index in (1, 2):
+            directory.save_from(b"as good as any", SnapshotMeta(index, 1))
         file = DumpFile(tmp_path / "dump")
         file.path.touch()
         saver = Saver(directory, file, "http://127.0.0.1:1", keep=1)
@@ -377,3 +378,4 @@ def test_a_node_that_has_ended_leases_nothing_any_more(tmp_path):
         saver.close()
         saver.settle(1)  # As the clock's background does that had not come to it before.
         assert directory.leases() == []
+        assert [saved.index for saved in directory.list()] == [1, 2]  # The dump file still names the first.

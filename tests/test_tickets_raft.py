@@ -298,6 +298,17 @@ def test_entries_that_come_twice_delete_nothing(cluster, caplog, elected, count)
     log.deleteEntriesFrom(len(before))
 
 
+def test_a_leader_that_has_nothing_where_this_one_goes_on_is_heard(cluster):
+    """PySyncObj then names no entry before, and its follower says where it stands."""
+    follower = cluster.members["b:2"]
+    before = follower.node._SyncObj__raftLog[:]
+    append(cluster, follower, -1, {"prevLogIdx": None, "prevLogTerm": None, "entries": []})
+    assert follower.node._SyncObj__raftLog[:] == before
+    cluster.fill(1)
+    cluster.settle()
+    assert follower.content == cluster.leader.content
+
+
 def test_nor_does_a_large_entry_that_comes_twice(cluster):
     leader, follower = cluster.leader, cluster.members["b:2"]
     cluster.call("put", b"large", bytes(2 * leader.conf.appendEntriesBatchSizeBytes))

@@ -58,10 +58,12 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib
 
+        if name == "errors" or name in _HOMES.values():
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
         globals()[name] = found  # Asked once.
         return found

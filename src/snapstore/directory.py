@@ -172,9 +172,8 @@ class SnapshotDir(Claims):
             self._refuse_existing(meta.index)
             # Up to one chunk there is nothing to go on with, and a nameless file leaves nothing.
             note = note_of(meta, size, chunk_size, data_size) if size is None or size > chunk_size else None
-            if note is not None:
-                with self._naming_disk_errors(meta.index):
-                    self._sweep_partials(meta.index)
+            with self._naming_disk_errors(meta.index):
+                self._sweep_partials(meta.index)
             with self._naming_disk_errors(meta.index), self._new_file(meta.index, named=bool(note)) as file:
                 reception = Reception(self._fd, file, meta.index, size, chunk_size, note, self._fill)
                 try:

@@ -117,8 +117,8 @@ class SnapshotStream:
     def chunks(self) -> Iterator[Chunk | memoryview]:
         """Yield the rest in order, as read-only buffers of `CHUNK_SIZE_DEFAULT` bytes at most.
 
-        Give each back, by `with chunk:` or `chunk.release()` or by dropping it, before many more
-        are asked for: a pipe has few slots, and waits for them.
+        Give each back, by `with chunk:` or `chunk.release()` or by dropping it, when the next one is
+        there: a pipe has few slots, and its writer waits for them.
         """
         while True:
             with self._reading() as reader:

@@ -93,6 +93,8 @@ cdef int disk_start(DiskTarget* target) noexcept nogil:
 
 cdef int disk_finish(DiskTarget* target, int code) noexcept nogil:
     """Let the writing thread end, in good order or not; the first outcome that went wrong."""
+    if target.ring.pid != getpid():
+        return code              # a reader has forked: the thread is the parent's, and so is the file
     ring_close_writer(target.ring, END_FAILED if code and not target.keeps else END_DONE)
     if target.threaded:
         pthread_join(target.thread, NULL)
@@ -237,7 +239,7 @@ cdef int save_all(SourceState* source, int fd, SaveLimits* limits, Digests* dige
     target.ring = ring_new(limits.chunk_size, limits.chunks if fd >= 0 else 1)
     if target.ring == NULL:
         return -ENOMEM
-    if limits.direct and limits.size > SINGLE_WRITE_SIZE_MAX:
+    if fd >= 0 and limits.direct and limits.size > SINGLE_WRITE_SIZE_MAX:   # as an unknown size may be
         ring_ask_for_huge_pages(target.ring)
     if source.kind == SOURCE_FRAMES:
         source.frame.kept_size = limits.kept     # the sender's digests will tell whether they are right

@@ -24,6 +24,8 @@ cdef struct Ring:
     pthread_mutex_t mutex
     pthread_cond_t changed
     char* memory
+    char* mapping                # begins before the memory, and ends behind it
+    int pid                      # whose it is: a forked child has neither its threads nor, perhaps, its memory
     RingSlot* slots
     size_t chunk_size            # what a slot can take
     size_t stride                # from slot to slot: the chunk size, rounded up to pages
@@ -35,33 +37,23 @@ cdef struct Ring:
     RingEnd reader
 
 
-cdef char* slots_map(size_t size) noexcept nogil:
-    """Memory for slots, NULL where there is none; it begins where a huge page may."""
-    cdef char* mapped = <char*>mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    cdef size_t before
-    if mapped == MAP_FAILED:
-        return NULL
-    before = -<size_t>mapped % HUGE_PAGE
-    if before:
-        munmap(mapped, before)
-    munmap(mapped + before + size, HUGE_PAGE - before)
-    return mapped + before
-
-
 cdef Ring* ring_new(size_t chunk_size, uint32_t chunks) noexcept nogil:
     """A ring with all slots free, or NULL where there is no memory for it."""
     cdef Ring* ring = <Ring*>calloc(1, sizeof(Ring))
     if ring == NULL:
         return NULL
+    ring.pid = getpid()
     ring.chunk_size = chunk_size
     ring.stride = (chunk_size + PAGE - 1) & ~<size_t>(PAGE - 1)
     ring.chunks = chunks
     ring.slots = <RingSlot*>calloc(chunks, sizeof(RingSlot))
-    ring.memory = slots_map(ring.stride * chunks)
-    if ring.slots == NULL or ring.memory == NULL:
-        if ring.memory != NULL:
-            munmap(ring.memory, ring.stride * chunks)
+    # More than the slots need, so that they begin where a huge page may; what is not used costs nothing.
+    ring.mapping = <char*>mmap(NULL, ring.stride * chunks + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    ring.memory = ring.mapping + -<size_t>ring.mapping % HUGE_PAGE
+    if ring.slots == NULL or ring.mapping == MAP_FAILED:
+        if ring.mapping != MAP_FAILED:
+            munmap(ring.mapping, ring.stride * chunks + HUGE_PAGE)
         free(ring.slots)
         free(ring)
         return NULL
@@ -82,10 +74,10 @@ cdef void ring_ask_for_huge_pages(Ring* ring) noexcept nogil:
 
 
 cdef void ring_free(Ring* ring) noexcept nogil:
-    """Frees and never waits: nobody may be inside any more."""
-    if ring == NULL:
+    """Frees and never waits: nobody may be inside any more. In a forked child nothing of it can be told."""
+    if ring == NULL or ring.pid != getpid():
         return
-    munmap(ring.memory, ring.stride * ring.chunks)
+    munmap(ring.mapping, ring.stride * ring.chunks + HUGE_PAGE)
     pthread_cond_destroy(&ring.changed)
     pthread_mutex_destroy(&ring.mutex)
     free(ring.slots)

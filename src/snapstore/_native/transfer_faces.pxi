@@ -20,6 +20,7 @@ cdef class _Reader:
 
     cdef object read
     cdef object error
+    cdef int pid
 
 
 cdef int64_t reader_read(void* borrowed, char* buffer, size_t size) noexcept with gil:
@@ -27,7 +28,10 @@ cdef int64_t reader_read(void* borrowed, char* buffer, size_t size) noexcept wit
     cdef Py_buffer view
     cdef int64_t count
     try:
-        PyObject_GetBuffer(reader.read(size), &view, PyBUF_SIMPLE)
+        read = reader.read(size)
+        if getpid() != reader.pid:
+            raise ForkedProcess("this transfer was begun before the fork; the parent goes on with it")
+        PyObject_GetBuffer(read, &view, PyBUF_SIMPLE)
         count = view.len
         if <size_t>count <= size:
             memcpy(buffer, view.buf, count)
@@ -138,6 +142,7 @@ cdef class _Source:
     cdef int open_reader(self, origin) except -1:
         cdef _Reader reader = _Reader()
         reader.read = origin.read
+        reader.pid = getpid()
         self.owner = reader
         self.state.kind = SOURCE_READER
         self.state.reader = <void*>reader

@@ -78,8 +78,10 @@ class Receiver:
         self._directory = directory
         self._cluster = check_cluster(cluster)
         self._on_offer = on_offer
-        step = partial(self._ask, on_saved, words="saved, but the node refused it")
-        self._steps = Steps(step, deadlines.apply_timeout_s) if on_saved is not None else None
+        self._steps: Steps | None = None  # Without a step there is nothing to wait for, and no thread for it.
+        if on_saved is not None:
+            step = partial(self._ask, on_saved, words="saved, but the node refused it")
+            self._steps = Steps(step, deadlines.apply_timeout_s)
         self._places = threading.BoundedSemaphore(saves_max)
         self._deadlines = deadlines
         self._lock = threading.Lock()

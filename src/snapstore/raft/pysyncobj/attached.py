@@ -99,6 +99,8 @@ class AttachedNode:
 
         As it is where it differs from what must be the same: PySyncObj then says so, and how grave it is.
         """
+        if message["prevLogIdx"] is None:  # Its sender has nothing where this one said that it goes on.
+            return message
         log, at = self._log, message["prevLogIdx"] - self.first_index
         shared = len(log) - 1
         if log[shared][2] != message["term"]:  # The last entry is not from this leader.

@@ -88,8 +88,10 @@ class Saver:
         """After the ticket for `index` was put in place: make it last, and let old snapshots go."""
         try:
             self._file.sync()
-            self.hold(self._directory.open(index, verify=False))
-            self._directory.purge(keep=self._keep)
+            # A lease besides the node's, which ends with the node: the dump file names it all the same.
+            with self._directory.open(index, verify=False):
+                self.hold(self._directory.open(index, verify=False))
+                self._directory.purge(keep=self._keep)
         except Exception:
             logger.exception("old snapshots stay")
 
