@@ -215,10 +215,8 @@ def test_an_error_of_the_kv_arrives_at_the_reader_as_it_is():
 
 
 def test_closing_ends_the_pump_also_when_the_pipe_is_full():
-    snapshot, reason = (
-        WrittenSnapshot(CONTENT * (_fastpipe.PIPE_CHUNKS_DEFAULT + 1)),
-        ValueError("follower gone"),
-    )
+    snapshot = WrittenSnapshot(CONTENT * (_fastpipe.PIPE_CHUNKS_DEFAULT + 1))
+    reason = ValueError("follower gone")
     stream = open_stream(snapshot)
     stream.readinto(bytearray(1))
     assert not snapshot.written.is_set()  # More is to come than a pipe holds, and nobody reads it.
