@@ -90,7 +90,7 @@ def seconds_of_a_commit(env, core, work):
     return elapsed_s / max(commits, 1)
 
 
-def compare(race, size, own_core, path, *, durable):
+def judged(race, size, own_core, path, name, *, durable):
     """Time the commits of a writer before a transfer, beside a pin alone, and during a transfer, in turn.
 
     The store changes all the time, so what was sent is not looked at here.
@@ -112,14 +112,12 @@ def compare(race, size, own_core, path, *, durable):
         forget = partial(stage.receiver.ask, "forget", index=PINNED.index)
         during = Way("during", partial(watched, transfer.run), forget)
         race.run([before, Way("pinned, nothing sent", pinned), during], size=COMMIT_SIZE)
-        return during.name, before.name
+        race.judge(Line(name, during.name, before.name))
 
 
 def test_commits_during_a_transfer(race, size, own_core, tmp_path):
-    names = compare(race, size, own_core, tmp_path, durable=False)
-    race.judge(Line("commits-during-transfer", *names))
+    judged(race, size, own_core, tmp_path, "commits-during-transfer", durable=False)
 
 
 def test_durable_commits_during_a_transfer(race, size, own_core, tmp_path):
-    names = compare(race, size, own_core, tmp_path, durable=True)
-    race.judge(Line("durable-commits-during-transfer", *names))
+    judged(race, size, own_core, tmp_path, "durable-commits-during-transfer", durable=True)
