@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from snapstore._fastpipe import pipe
 from snapstore.bench.cache import evict
 from snapstore.bench.ways import Way
+from snapstore.errors import PipeClosed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +38,12 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
         reader, writer = pipe()
         feeder = threading.Thread(target=_feed, args=(writer, content.memory), name="bench-feeder")
         feeder.start()
-        directory.save_from(reader, INDEX)
-        feeder.join()
+        try:
+            # Closed, whatever comes: the feeder must not wait for one who has left.
+            with reader:
+                directory.save_from(reader, INDEX)
+        finally:
+            feeder.join()
 
     def check() -> None:
         path = directory.get_snap_file_path(INDEX)
@@ -54,5 +60,6 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
 
 
 def _feed(writer: PipeWriter, memory: memoryview) -> None:
-    writer.write(memory)
-    writer.close()
+    # The save says why the pipe was closed before its end.
+    with suppress(PipeClosed), writer:
+        writer.write(memory)
