@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.built import leave_out
 from benchmarks.floors import read_floors
 from snapstore.bench.content import Content
 from snapstore.bench.machine import look_at_machine
@@ -27,6 +28,9 @@ from snapstore.cli.arguments import parse_count, parse_size
 #: Large enough that the last fsync and the threads' start are small beside the bytes; figures that are
 #: published are of 1GiB.
 SIZE_DEFAULT = "256MiB"
+
+#: File systems that no disk is under: what is fast there says nothing of one.
+IN_MEMORY = "tmpfs", "ramfs"
 
 FLOORS = read_floors()
 
@@ -46,6 +50,8 @@ def pytest_addoption(parser):
 def report(pytestconfig, tmp_path_factory):
     """What the whole run finds; the machine is looked at where the files of the benchmarks lie."""
     report = pytestconfig.stash[REPORT] = Report(look_at_machine(tmp_path_factory.getbasetemp()))
+    if report.machine.file_system in IN_MEMORY:
+        leave_out(f"the files lie in memory ({report.machine.file_system}); give --basetemp on a disk")
     return report
 
 

@@ -18,6 +18,7 @@ from functools import partial
 import lmdb
 import pytest
 
+from built import leave_out
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.lmdb_content import LmdbContent
 from snapstore.bench.report import Line
@@ -74,7 +75,7 @@ def own_core():
     """The writer's core; this thread, and what it starts, keep off it."""
     cores = os.sched_getaffinity(0)
     if len(cores) < 2:
-        pytest.skip("NOT MEASURED: a writer with a core of its own needs two")
+        leave_out("a writer with a core of its own needs two")
     own = max(cores)
     os.sched_setaffinity(0, cores - {own})
     yield own
