@@ -14,6 +14,7 @@ from residue import names
 from snapstore.bench.suite import run_suite
 from snapstore.bench.ways import nothing
 from snapstore.cli import ExitCode
+from snapstore.cli.bench import check_memory
 
 SIZE = 1024 * 1024
 
@@ -65,6 +66,12 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path, options, code, wor
     assert (found, out) == (code, "")
     assert words in err
     assert names(tmp_path) == []
+
+
+def test_more_than_half_of_the_memory_is_refused():
+    check_memory(4 * SIZE, 8 * SIZE)
+    with pytest.raises(OSError, match=r"--size is 4\.0 MiB.*smaller --size"):
+        check_memory(4 * SIZE, 8 * SIZE - 2)
 
 
 @pytest.mark.slow
