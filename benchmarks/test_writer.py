@@ -109,10 +109,11 @@ def judged(race, size, own_core, path, name, *, durable):
             with kv.snapshot():
                 return watched(partial(time.sleep, WATCH_S))
 
-        before = Way("before", partial(watched, partial(time.sleep, WATCH_S)))
+        # The seconds are of one commit, and the CPU's of all that went on meanwhile.
+        before = Way("before", partial(watched, partial(time.sleep, WATCH_S)), tells_cpu=False)
         forget = partial(stage.receiver.ask, "forget", index=PINNED.index)
-        during = Way("during", partial(watched, transfer.run), forget)
-        race.run([before, Way("pinned, nothing sent", pinned), during], size=COMMIT_SIZE)
+        during = Way("during", partial(watched, transfer.run), forget, tells_cpu=False)
+        race.run([before, Way("pinned, nothing sent", pinned, tells_cpu=False), during], size=COMMIT_SIZE)
         race.judge(Line(name, during.name, before.name))
 
 

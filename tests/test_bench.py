@@ -91,6 +91,24 @@ def test_the_first_round_does_not_count_and_only_the_run_is_timed():
     assert seen == 4 * ["prepare", "before", "beside", "run", "left", "check"]
 
 
+def test_a_way_that_cannot_tell_its_cpu_tells_none(tmp_path):
+    ways = [Way("ours", lambda: 1.0), Way("theirs", lambda: 2.0, tells_cpu=False)]
+    found = in_turn(ways, rounds=1, size=GB, before=nothing)
+    assert found.samples["theirs"][0].cpu_s is None
+    assert found.cpu_s_per_gb("ours") is not None
+    assert found.cpu_s_per_gb("theirs") is None
+    with pytest.raises(ValueError, match="nobody can tell"):
+        found.cpu_ratio("ours", "theirs")
+    ours, theirs = found.to_json()
+    assert ours["cpu_s_per_gb"] is not None
+    assert (theirs["cpu_s_per_gb"], theirs["samples"]) == (None, [{"wall_s": 2.0, "cpu_s": None, "size": GB}])
+    shown = table(
+        Report(look_at_machine(tmp_path), [Result("saves", found, GB, [Line("a", "ours", "theirs")])])
+    )
+    (line,) = [line for line in shown.splitlines() if line.startswith("  theirs")]
+    assert line.split() == ["theirs", "0.50", "0.50", "to", "0.50", "-"]
+
+
 def test_a_way_that_fails_its_check_is_no_figure():
     def check():
         raise ValueError("not what was written")
