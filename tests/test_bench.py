@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import lmdb
@@ -15,6 +17,8 @@ import pytest
 
 from benchmarks.conftest import Race
 from benchmarks.floors import read_floors
+from snapstore import SnapshotDir
+from snapstore._fastpipe import CHUNK_SIZE_DEFAULT, PIPE_CHUNKS_DEFAULT
 from snapstore.bench.comparison import Comparison, Sample, Spread
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.hardware import refuses_direct, write_disk
@@ -23,6 +27,7 @@ from snapstore.bench.machine import look_at_machine
 from snapstore.bench.plot import plot
 from snapstore.bench.report import Bounds, Line, Report, Result
 from snapstore.bench.rounds import Turns, in_turn, order
+from snapstore.bench.saves import save_ways
 from snapstore.bench.table import figure, table
 from snapstore.bench.ways import Way, nothing
 
@@ -148,6 +153,17 @@ def test_the_cpu_of_a_live_process_counts_and_that_of_children_that_ended():
     assert found.samples["live"][0].cpu_s >= used_s[1] - used_s[0] > 0
     # A whole interpreter was started.
     assert found.samples["ended"][0].cpu_s > used_s[1] - used_s[0]
+
+
+def test_a_save_from_a_pipe_that_fails_leaves_no_thread(tmp_path):
+    content = Content(PIPE_CHUNKS_DEFAULT * CHUNK_SIZE_DEFAULT + 1)  # More than the pipe holds.
+    stage = SimpleNamespace(content=content, source=tmp_path / "source", warm=nothing)
+    directory = SnapshotDir(tmp_path / "snapshots")
+    *_, pipe = save_ways(stage, directory)
+    directory.close()
+    with pytest.raises(ValueError, match="closed"):
+        pipe.run()
+    assert "bench-feeder" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize("size", [1, PIECE_SIZE, 2 * PIECE_SIZE + 5])
