@@ -42,6 +42,7 @@ def test_people_get_a_table_machines_json_and_both_a_picture(tmp_path):
     assert code == ExitCode.DONE
     assert "to a follower beside a busy Python thread: 1.049 MB, 1 round" in out.splitlines()
     assert "all that the hardware gives" in out
+    assert "LEFT OUT: copyfileobj 64 KiB beside the busy thread" in out
     assert "durable saves, busy: warming up" in err
     assert len(list(ElementTree.parse(picture).getroot().iter())) > 20
     assert names(tmp_path) == ["a.svg"]
