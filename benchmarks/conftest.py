@@ -60,7 +60,12 @@ def pytest_terminal_summary(terminalreporter, config):
     report = config.stash.get(REPORT, None)
     if report is None:
         return
-    report.left_out += sorted({skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", [])})
+    report.left_out += sorted(
+        {
+            skipped.longrepr[2].removeprefix("Skipped: ")
+            for skipped in terminalreporter.stats.get("skipped", [])
+        }
+    )
     terminalreporter.section("ratios")
     terminalreporter.write(table(report))
     directory = config.getoption("--bench-report")

@@ -48,7 +48,7 @@ def require_version():
     said = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"^etcd Version: (([0-9]+\.[0-9]+)\S*)", said, re.MULTILINE)
     if found is None or found[2] != VERSION:
-        leave_out(f"the log of etcd {VERSION} is read, and this is {found[1] if found else said!r}")
+        leave_out(f"the log of etcd {VERSION} is read, and this is {found[1] if found else said}")
 
 
 @pytest.fixture(scope="module")
