@@ -10,9 +10,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+from snapstore.bench.hardware import refuses_direct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,18 +22,31 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).parent / "baselines"
 
 
+#: What direct I/O is aligned to, on any disk.
+_ALIGNMENT = 4096
+
+
+def leave_out(reason: str) -> NoReturn:
+    """Skip the test, and say why; CI takes that for a failure."""
+    assert not os.environ.get("CI"), f"NOT MEASURED: {reason}"
+    pytest.skip(f"NOT MEASURED: {reason}")
+
+
 def require(program: str, package: str) -> str:
-    """Return where `program` is; skip the test where it is nowhere, which CI takes for a failure."""
+    """Return where `program` is; leave the test out where it is nowhere."""
     found = shutil.which(program)
     if found is None:
-        reason = f"NOT MEASURED: there is no {program} (apt-get install {package})"
-        assert not os.environ.get("CI"), reason
-        pytest.skip(reason)
+        leave_out(f"there is no {program} (apt-get install {package})")
     return found
 
 
 def build_disk_writer(directory: Path) -> Callable[[Path, int], None]:
-    """Return `write(path, size)`: the disk alone, by baselines/disk_writer.c. It raises OSError."""
+    """Return `write(path, size)`: the disk alone, by baselines/disk_writer.c. It raises OSError.
+
+    Direct writes are of whole blocks, so it writes as many as have room for `size` bytes.
+    """
+    if refuses_direct(directory):
+        leave_out(f"the file system of {directory} refuses direct I/O; give --basetemp on another one")
     library = directory / "disk_writer.so"
     compiler, flags = require("cc", "gcc libc6-dev"), ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, "-o", library, SOURCES / "disk_writer.c"], check=True)
@@ -39,7 +54,7 @@ def build_disk_writer(directory: Path) -> Callable[[Path, int], None]:
     write_direct.argtypes = ctypes.c_char_p, ctypes.c_uint64
 
     def write(path: Path, size: int) -> None:
-        code = write_direct(os.fsencode(path), size)
+        code = write_direct(os.fsencode(path), -(-size // _ALIGNMENT) * _ALIGNMENT)
         if code:
             raise OSError(code, os.strerror(code), str(path))
 

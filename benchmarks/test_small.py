@@ -1,8 +1,8 @@
 """Small and many: what a save costs where there is next to nothing to write, against the bare calls.
 
 The bare calls are write, fsync, rename, and fsync of the directory, in the same directory and in turn with
-ours, so that the median of one is worth something beside the median of the other. The ceilings only
-catch what is broken; what is reached on a quiet machine stands above each.
+ours, so that the median of one is worth something beside the median of the other. Who comes first changes
+from round to round. The ceilings only catch what is broken; what is reached on a quiet machine stands above.
 """
 
 import os
@@ -28,6 +28,10 @@ SMALL = 4 * 1024
 #: five messages between two processes and their heads. The longer the disk takes, the less that is.
 SAVE_CEILING = 4.0
 END_TO_END_CEILING = 8.0
+
+#: And so much besides, where the bare calls take next to nothing: a disk whose fsync is nearly free makes a
+#: large ratio of any fixed cost.
+SLACK_S = 0.005
 
 #: The many: so many saves into one directory, and how much slower the last may be than the first.
 SAVES = 1000
@@ -75,8 +79,8 @@ def seconds(call, *arguments):
     return time.perf_counter() - began
 
 
-def told(benchmark, ours, bare, **more):
-    """Write down the medians, and return ours by bare's."""
+def tell(benchmark, ours, bare, **more):
+    """Write down the medians, and ours by bare's."""
     ratio = statistics.median(ours) / statistics.median(bare)
     tenths = statistics.quantiles(ours, n=10)
     benchmark.extra_info.update(
@@ -88,7 +92,20 @@ def told(benchmark, ours, bare, **more):
         **more,
     )
     print(f"\n{benchmark.name}: {benchmark.extra_info}")
-    return ratio
+
+
+def holds(ours, bare, ceiling):
+    """Whether ours costs no more than `ceiling` times the bare calls, and SLACK_S besides."""
+    return statistics.median(ours) < ceiling * statistics.median(bare) + SLACK_S
+
+
+def both(number, ours, bare):
+    """The seconds of `ours(number)` and of the bare calls; every second time these come first."""
+    if number % 2:
+        ours_s = ours(number)
+        return ours_s, seconds(bare.save, number)
+    bare_s = seconds(bare.save, number)
+    return ours(number), bare_s
 
 
 def in_turn(benchmark, ours, bare):
@@ -96,9 +113,7 @@ def in_turn(benchmark, ours, bare):
     rounds = []
 
     def once():
-        number = len(rounds) + 1
-        bare_s = seconds(bare.save, number)
-        rounds.append((ours(number), bare_s))
+        rounds.append(both(len(rounds) + 1, ours, bare))
 
     benchmark.pedantic(once, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS)
     return tuple(zip(*rounds[WARMUP_ROUNDS:], strict=True))
@@ -137,7 +152,8 @@ def test_end_to_end(benchmark, follower, tmp_path):
         taken = in_turn(benchmark, ours, bare)
         bare.close()
     assert (path / f"{ROUNDS:016x}.db").read_bytes() == data
-    assert told(benchmark, *taken, bytes=len(data)) < END_TO_END_CEILING
+    tell(benchmark, *taken, bytes=len(data))
+    assert holds(*taken, END_TO_END_CEILING)
 
 
 @pytest.mark.parametrize("size", [SMALL, 64 * 1024])
@@ -148,7 +164,8 @@ def test_save_from_memory(benchmark, size, tmp_path):
         taken = in_turn(benchmark, lambda number: seconds(directory.save_from, data, number), bare)
         bare.close()
         assert directory.verify(ROUNDS).size == size
-    assert told(benchmark, *taken, bytes=size) < SAVE_CEILING
+    tell(benchmark, *taken, bytes=size)
+    assert holds(*taken, SAVE_CEILING)
 
 
 def test_a_thousand_saves_in_one_directory(benchmark, tmp_path):
@@ -159,18 +176,19 @@ def test_a_thousand_saves_in_one_directory(benchmark, tmp_path):
     rounds = []
     with SnapshotDir(tmp_path / "snapshots") as directory:
 
+        def ours(number):
+            return seconds(directory.save_from, data, number)
+
         def all_of_them():
-            for number in range(WARMUP_ROUNDS + SAVES):
-                bare_s = seconds(bare.save, number)
-                rounds.append((seconds(directory.save_from, data, number), bare_s))
+            rounds.extend(both(number, ours, bare) for number in range(WARMUP_ROUNDS + SAVES))
 
         benchmark.pedantic(all_of_them, rounds=1)
         assert len(directory.list()) == len(rounds)
     bare.close()
-    ours, bares = zip(*rounds[WARMUP_ROUNDS:], strict=True)
+    saves, bares = zip(*rounds[WARMUP_ROUNDS:], strict=True)
     first, last = (
-        statistics.median(ours[part]) / statistics.median(bares[part])
+        statistics.median(saves[part]) / statistics.median(bares[part])
         for part in (slice(PART), slice(-PART, None))
     )
-    told(benchmark, ours, bares, bytes=SMALL, first_ratio=round(first, 2), last_ratio=round(last, 2))
+    tell(benchmark, saves, bares, bytes=SMALL, first_ratio=round(first, 2), last_ratio=round(last, 2))
     assert last / first < SLOWDOWN_CEILING

@@ -73,7 +73,7 @@ class Etcd:
             cwd=self._path.parent,
         )
         # Read on to its end: a full pipe would hold it up.
-        self._reader = threading.Thread(target=self._listen)
+        self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
 
     def _listen(self):

@@ -14,6 +14,7 @@ from residue import names
 from snapstore.bench.suite import run_suite
 from snapstore.bench.ways import nothing
 from snapstore.cli import ExitCode
+from snapstore.cli.bench import check_memory
 
 SIZE = 1024 * 1024
 
@@ -41,6 +42,7 @@ def test_people_get_a_table_machines_json_and_both_a_picture(tmp_path):
     assert code == ExitCode.DONE
     assert "to a follower beside a busy Python thread: 1.049 MB, 1 round" in out.splitlines()
     assert "all that the hardware gives" in out
+    assert "LEFT OUT: copyfileobj 64 KiB beside the busy thread" in out
     assert "durable saves, busy: warming up" in err
     assert len(list(ElementTree.parse(picture).getroot().iter())) > 20
     assert names(tmp_path) == ["a.svg"]
@@ -65,6 +67,12 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path, options, code, wor
     assert (found, out) == (code, "")
     assert words in err
     assert names(tmp_path) == []
+
+
+def test_more_than_half_of_the_memory_is_refused():
+    check_memory(4 * SIZE, 8 * SIZE)
+    with pytest.raises(OSError, match=r"--size is 4\.0 MiB.*smaller --size"):
+        check_memory(4 * SIZE, 8 * SIZE - 2)
 
 
 @pytest.mark.slow

@@ -16,10 +16,13 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run: seconds by the clock, CPU seconds of all processes that worked for it, and its bytes."""
+    """One run: seconds by the clock, CPU seconds of all processes that worked for it, and its bytes.
+
+    The CPU seconds are None where nobody can tell them.
+    """
 
     wall_s: float
-    cpu_s: float
+    cpu_s: float | None
     size: int
 
     @property
@@ -29,7 +32,9 @@ class Sample:
 
     @property
     def cpu_s_per_gb(self) -> float:
-        """CPU seconds for each GB, of both sides where there are two."""
+        """CPU seconds for each GB, of both sides where there are two. Raises ValueError where it is None."""
+        if self.cpu_s is None:
+            raise ValueError("nobody can tell how much CPU this took")
         return self.cpu_s / self.size * GB
 
 
@@ -70,8 +75,10 @@ class Comparison:
         """Return how fast a way was."""
         return Spread.of(sample.gb_s for sample in self.samples[name])
 
-    def cpu_s_per_gb(self, name: str) -> Spread:
-        """Return the CPU seconds that a way took for each GB."""
+    def cpu_s_per_gb(self, name: str) -> Spread | None:
+        """Return the CPU seconds that a way took for each GB; None where nobody can tell."""
+        if any(sample.cpu_s is None for sample in self.samples[name]):
+            return None
         return Spread.of(sample.cpu_s_per_gb for sample in self.samples[name])
 
     def ratio(self, ours: str, baseline: str) -> Spread:
@@ -82,7 +89,10 @@ class Comparison:
         )
 
     def cpu_ratio(self, ours: str, baseline: str) -> Spread:
-        """Return how many times the CPU of the baseline ours took for the same bytes: below 1 is less."""
+        """Return how many times the CPU of the baseline ours took for the same bytes: below 1 is less.
+
+        Raises ValueError where nobody can tell.
+        """
         return Spread.of(
             mine.cpu_s_per_gb / theirs.cpu_s_per_gb
             for mine, theirs in zip(self.samples[ours], self.samples[baseline], strict=True)
@@ -102,7 +112,7 @@ class Comparison:
             {
                 "name": name,
                 "gb_s": self.gb_s(name).to_json(),
-                "cpu_s_per_gb": self.cpu_s_per_gb(name).to_json(),
+                "cpu_s_per_gb": cpu.to_json() if (cpu := self.cpu_s_per_gb(name)) else None,
                 "samples": [
                     {"wall_s": sample.wall_s, "cpu_s": sample.cpu_s, "size": sample.size}
                     for sample in samples

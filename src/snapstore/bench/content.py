@@ -23,7 +23,8 @@ class Content:
     def __init__(self, size: int) -> None:
         self.size = size
         self._noise = random.Random(2015).randbytes(PIECE_SIZE)
-        pages = mmap.mmap(-1, size)
+        # Private, as a process's own memory is: what is shared is a file in memory to the kernel.
+        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for piece in self._pieces():
             pages.write(piece)
         # A view: what has a `read` would be taken for a file, as a mmap is.

@@ -49,7 +49,9 @@ class Turns:
             cpu_s = _cpu_s(way.processes) - cpu_began_s
         way.check()
         return Sample(
-            wall_s if told_s is None else told_s, cpu_s, self._size if way.size is None else way.size
+            wall_s if told_s is None else told_s,
+            cpu_s if way.tells_cpu else None,
+            self._size if way.size is None else way.size,
         )
 
     def comparison(self) -> Comparison:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from snapstore.bench.content import Content
 from snapstore.bench.machine import look_at_machine
 from snapstore.bench.neighbour import busy_thread
-from snapstore.bench.python_ways import cold_copyfileobj_way, copyfileobj_ways, sendfile_way
+from snapstore.bench.python_ways import (
+    LEFT_OUT_BUSY,
+    cold_copyfileobj_way,
+    copyfileobj_ways,
+    sendfile_way,
+)
 from snapstore.bench.report import Line, Report, Result
 from snapstore.bench.rounds import Turns
 from snapstore.bench.saves import save_ways
@@ -47,10 +52,15 @@ def run_suite(
     """
     report = Report(look_at_machine(directory))
 
-    def compare(name: str, ways: Sequence[Way], judge: Callable[[Comparison], Iterator[Line]]) -> None:
+    def compare(
+        name: str,
+        ways_beside: Callable[[str], Sequence[Way]],
+        judge: Callable[[Comparison], Iterator[Line]],
+    ) -> None:
         for neighbour in ("idle", "busy") if busy else ("idle",):
             beside = busy_thread if neighbour == "busy" else nullcontext
-            turns = Turns([replace(way, beside=beside) for way in ways], size=size, before=before)
+            ways = [replace(way, beside=beside) for way in ways_beside(neighbour)]
+            turns = Turns(ways, size=size, before=before)
             for number in range(rounds + 1):
                 note(f"{name}, {neighbour}: {f'round {number} of {rounds}' if number else 'warming up'}")
                 turns.turn()
@@ -59,11 +69,17 @@ def run_suite(
 
     note("write what is to be moved")
     with Stage(directory, Content(size)) as stage, SnapshotDir(directory / "snapshots") as snapshots:
-        copies = [*copyfileobj_ways(stage), cold_copyfileobj_way(stage)]
-        compare("durable saves", [stage.disk(), *copies, *save_ways(stage, snapshots)], _judge_saves)
+
+        def saves(neighbour: str) -> Sequence[Way]:
+            copies = [*copyfileobj_ways(stage, neighbour), cold_copyfileobj_way(stage)]
+            return [stage.disk(), *copies, *save_ways(stage, snapshots)]
+
+        compare("durable saves", saves, _judge_saves)
+        if busy:
+            report.left_out.append(LEFT_OUT_BUSY)
         with walk_ways(stage, snapshots) as walks:
             ways = [stage.disk(), stage.wire(), sendfile_way(stage), *walks]
-            compare("to a follower", ways, _judge_walks)
+            compare("to a follower", lambda _neighbour: ways, _judge_walks)
     return report
 
 

@@ -41,7 +41,7 @@ def _ways(result: Result) -> str:
     for name in result.comparison.samples:
         rate, cpu = result.comparison.gb_s(name), result.comparison.cpu_s_per_gb(name)
         spread = f"{figure(rate.low)} to {figure(rate.high)}"
-        rows.append((f"  {name}", figure(rate.median), spread, figure(cpu.median)))
+        rows.append((f"  {name}", figure(rate.median), spread, figure(cpu.median) if cpu else "-"))
     return f"{title(result)}\n{_columns([_WAY_HEADS, *rows])}"
 
 

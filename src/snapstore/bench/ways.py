@@ -22,7 +22,8 @@ class Way:
     verifies the content, raises where it is wrong, and removes what was made, so that all rounds start
     alike. `beside` is entered before the clock starts and left after it stopped. `size` in bytes, where it
     is not that of the whole comparison; `processes` are the ids of other processes that work for it and
-    live on: their CPU time counts. Children that end within `run` count by themselves.
+    live on: their CPU time counts. Children that end within `run` count by themselves. `tells_cpu` is False
+    where the CPU time of all that is no measure of the bytes: then none is told.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Way:
     beside: Callable[[], AbstractContextManager[object]] = nullcontext
     size: int | None = None
     processes: Sequence[int] = ()
+    tells_cpu: bool = True
 
     def busy(self) -> Way:
         """Return the same way, in a process that has a thread computing all the time besides."""

@@ -12,6 +12,7 @@ from snapstore.bench.suite import COPIES, run_suite
 from snapstore.bench.table import table
 from snapstore.cli.demo_stage import check_room, interruptible, own_directory
 from snapstore.cli.exits import ExitCode
+from snapstore.cli.screen import format_size
 from snapstore.doctor.finding import Level
 from snapstore.doctor.mount import find_mount, judge_mount
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: For manifests, logs, and what a store has besides its values.
 SPARE_SIZE = 64 * 1024 * 1024
+
+#: Of the machine's memory. The content lies in it, and a second time in the page cache, as the file that is
+#: saved: beyond a half what is called warm would come from the disk.
+MEMORY_SHARE = 2
 
 #: How the figures are to be read, for who reads them the first time.
 LEGEND = """\
@@ -34,20 +39,33 @@ apart, somebody else used this machine: measure again when it is quiet."""
 
 
 def run(args: argparse.Namespace, screen: Screen) -> int:
-    """Measure, show, and leave nothing behind. Raises OSError, as where there is too little room."""
+    """Measure, show, and leave nothing behind. Raises OSError, as where there is no room for it."""
     if args.plot is not None and not os.path.isdir(os.path.dirname(args.plot) or "."):
         # Said before minutes of work, and not after.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), args.plot)
     with interruptible(), own_directory(args.dir, "snapstore-bench-") as directory:
         check_room(directory, COPIES * args.size + SPARE_SIZE)
+        check_memory(args.size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         _warn(directory, screen)
         report = run_suite(
             Path(directory), size=args.size, rounds=args.rounds, busy=args.busy, note=screen.note
         )
+    # Minutes of work are shown first: the disk may have no room for the picture.
+    screen.result(report.to_json(), f"{table(report)}\n{LEGEND}")
     if args.plot is not None:
         Path(args.plot).write_text(plot(report))
-    screen.result(report.to_json(), f"{table(report)}\n{LEGEND}")
     return ExitCode.DONE
+
+
+def check_memory(size: int, memory: int) -> None:
+    """Raise OSError where `size` bytes are too many to be saved from the `memory` bytes of this machine."""
+    most = memory // MEMORY_SHARE
+    if size > most:
+        words = (
+            f"--size is {format_size(size)}, and no more than half of this machine's memory, "
+            f"{format_size(most)}, can be measured here; give a smaller --size"
+        )
+        raise OSError(errno.ENOMEM, words)
 
 
 def _warn(directory: str, screen: Screen) -> None:

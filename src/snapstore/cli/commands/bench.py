@@ -51,5 +51,6 @@ BENCH = Command(
     ),
     "Beside the disk alone, the wire alone, and what Python programs do without this package; all in turn, "
     "so that a busy machine slows all of them. Takes four times SIZE of disk space, and gives it back at the "
-    "end. Use a quiet machine, and a SIZE of some seconds' work for the disk.",
+    "end. Use a quiet machine, and a SIZE of some seconds' work for the disk; more than half of the "
+    "machine's memory is refused.",
 )
