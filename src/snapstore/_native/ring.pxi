@@ -74,12 +74,13 @@ cdef void ring_ask_for_huge_pages(Ring* ring) noexcept nogil:
 
 
 cdef void ring_free(Ring* ring) noexcept nogil:
-    """Frees and never waits: nobody may be inside any more. In a forked child nothing of it can be told."""
-    if ring == NULL or ring.pid != getpid():
+    """Frees and never waits: nobody may be inside any more. In a forked child the threads inside are gone."""
+    if ring == NULL:
         return
-    munmap(ring.mapping, ring.stride * ring.chunks + HUGE_PAGE)
-    pthread_cond_destroy(&ring.changed)
-    pthread_mutex_destroy(&ring.mutex)
+    if ring.pid == getpid():
+        munmap(ring.mapping, ring.stride * ring.chunks + HUGE_PAGE)
+        pthread_cond_destroy(&ring.changed)
+        pthread_mutex_destroy(&ring.mutex)
     free(ring.slots)
     free(ring)
 
