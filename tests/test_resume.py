@@ -339,7 +339,7 @@ def test_a_server_closes_although_much_is_left_to_compare(tmp_path, caplog):
             peer.say(put_head(Snapstore_Size=str(size), Snapstore_Chunk_Size=str(unit), **CHUNKED))
             assert b"Snapstore-Offset: %d\r\n" % size in read_head(peer.socket)
             for at in range(0, size, unit):
-                peer.say(b"24\r\n", zeros[:8] + at.to_bytes(8, "big") + zeros[16:], b"\r\n")
+                peer.say(b"14\r\n", zeros[:8] + at.to_bytes(8, "big") + zeros[16:], b"\r\n")
             wait_until(lambda: follower.server.receiver._saves and follower.server.receiver._saves[0].bytes)
             follower.server.close()
     assert "cancelled" in caplog.text
