@@ -15,6 +15,7 @@ from nodes import wait_until
 from snapstore.etcd import messages
 from snapstore.etcd.messages import SNAPSHOT_MESSAGE_SIZE_MAX
 from snapstore.etcd.receiver import MESSAGE_SIZE_MAX, RETRY_DELAY_S
+from snapstore.transfer import Direction
 
 INCOMPATIBLE = (412, "incompatible version\n")
 MISMATCH = (412, "cluster ID mismatch\n")
@@ -246,11 +247,12 @@ def test_a_line_that_breaks_leaves_nothing(member):
 
 
 def test_a_line_that_is_reset_leaves_nothing_and_is_not_waited_for(member):
+    registry = member.server.registry
     with member.peer() as peer:
         peer.say(head(length=len(BODY)), BODY[:-4096])
-        wait_until(lambda: member.directory._saving)
+        wait_until(lambda: registry.moved()[Direction.IN])
         peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_until(lambda: not member.directory._saving)
+    wait_until(lambda: not registry.in_flight()[Direction.IN])
     assert member.put(BODY)[0] == 204
     assert member.delays_s == []
 
