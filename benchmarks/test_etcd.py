@@ -22,6 +22,7 @@ from snapstore import SnapshotDir
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.lmdb_content import LmdbContent
 from snapstore.bench.report import Line
+from snapstore.bench.saves import forget
 from snapstore.bench.stage import Stage
 from snapstore.bench.walks import Follower
 from snapstore.bench.ways import Way
@@ -141,8 +142,7 @@ def fetch_way(leader, directory, size):
     def check():
         (saved,) = directory.list()
         check_database(saved.path)
-        os.unlink(saved.path)
-        directory.remove_orphans()
+        forget(directory, saved.index)
 
     return Way("fetch from etcd", fetch, check, size=size, processes=[leader.pid])
 

@@ -5,13 +5,13 @@ Each follower's network is a token bucket of its own, which neither disk nor cor
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import ExitStack
 from functools import partial
 
 from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream, Throttle
 from snapstore.bench.report import Line
+from snapstore.bench.saves import forget
 from snapstore.bench.ways import Way
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 
@@ -50,8 +50,7 @@ def test_three_followers_at_once_against_one(race, neighbour, content, tmp_path)
         def check(count):
             for follower in followers[:count]:
                 assert follower.verify(1).size == size
-                os.unlink(follower.get_snap_file_path(1))
-                follower.remove_orphans()
+                forget(follower, 1)
 
         # The time is what counts, so each moves one snapshot's bytes; the CPU is of as many as there are.
         ways = [

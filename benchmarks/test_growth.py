@@ -16,6 +16,7 @@ import pytest
 from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream, _fastpipe
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.report import Line
+from snapstore.bench.saves import forget
 from snapstore.bench.stage import Stage
 from snapstore.bench.ways import Way
 from snapstore.disk import snapshot_name
@@ -125,8 +126,7 @@ def test_save_grows(race, benchmark, stage, tmp_path):
 
             def check():
                 snapshot.check(directory.get_snap_file_path(1))
-                directory.get_snap_file_path(1).unlink()
-                directory.remove_orphans()
+                forget(directory, 1)
 
             return Way(name, peaks.watched(name, save), check, size=snapshot.size)
 

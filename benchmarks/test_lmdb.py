@@ -7,11 +7,9 @@ import os
 from snapstore import SnapshotDir, SnapshotStream
 from snapstore.bench.lmdb_content import LmdbContent
 from snapstore.bench.report import Line
+from snapstore.bench.saves import INDEX, forget
 from snapstore.bench.ways import Way
 from snapstore.kv.lmdb import LmdbKV
-
-#: Each round removes the snapshot that it saved.
-INDEX = 1
 
 
 def copyfd_way(kv, store, target, *, compact):
@@ -41,10 +39,8 @@ def test_store_to_durable_file(race, size, tmp_path):
                 directory.save_from(stream, INDEX)
 
         def check():
-            path = directory.get_snap_file_path(INDEX)
-            store.check(path)
-            os.unlink(path)
-            directory.remove_orphans()
+            store.check(directory.get_snap_file_path(INDEX))
+            forget(directory, INDEX)
 
         ours = Way("save_from", save, check)
         busy = ours.busy()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from snapstore.bench.child import serve
 from snapstore.bench.python_ways import copy_durably
+from snapstore.bench.saves import forget
 from snapstore.directory import SnapshotDir
 from snapstore.transport.http import SnapshotServer
 
@@ -72,8 +73,7 @@ class Receiver:
         """Remove the snapshot `index` that the follower saved."""
         if self._directory is None:
             raise ValueError("this is no follower")
-        os.unlink(self._directory.get_snap_file_path(index))
-        self._directory.remove_orphans()
+        forget(self._directory, index)
 
     def _accept(self) -> socket.socket:
         if self._listener is None:

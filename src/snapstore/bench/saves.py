@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -45,10 +44,8 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
             feeder.join()
 
     def check() -> None:
-        path = directory.get_snap_file_path(INDEX)
-        content.check(path)
-        os.unlink(path)
-        directory.remove_orphans()
+        content.check(directory.get_snap_file_path(INDEX))
+        forget(directory, INDEX)
 
     return [
         Way("save_from memory", from_memory, check),
@@ -56,6 +53,12 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
         Way("save_from cold file", from_file, check, lambda: evict(stage.source)),
         Way("save_from pipe", from_pipe, check),
     ]
+
+
+def forget(directory: SnapshotDir, index: int) -> None:
+    """Remove the snapshot `index` with all that belongs to it, so that all rounds start alike."""
+    directory.get_snap_file_path(index).unlink()
+    directory.remove_orphans()
 
 
 def _feed(writer: PipeWriter, memory: memoryview) -> None:
