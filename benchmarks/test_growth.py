@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import random
 import re
-import threading
 
 import pytest
 
-from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream, _fastpipe
+from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.report import Line
-from snapstore.bench.saves import forget
+from snapstore.bench.saves import INDEX, forget, save_through_pipe
 from snapstore.bench.stage import Stage
 from snapstore.bench.ways import Way
 from snapstore.disk import snapshot_name
@@ -112,21 +111,11 @@ def test_save_grows(race, benchmark, stage, tmp_path):
             snapshot = Repeated(stage.source, times)
 
             def save():
-                reader, writer = _fastpipe.pipe()
-
-                def feed():
-                    with writer:
-                        snapshot.write_to(writer)
-
-                feeder = threading.Thread(target=feed)
-                feeder.start()
-                with reader:
-                    directory.save_from(reader, 1, size=snapshot.size)
-                feeder.join()
+                save_through_pipe(directory, snapshot.write_to, size=snapshot.size)
 
             def check():
-                snapshot.check(directory.get_snap_file_path(1))
-                forget(directory, 1)
+                snapshot.check(directory.get_snap_file_path(INDEX))
+                forget(directory, INDEX)
 
             return Way(name, peaks.watched(name, save), check, size=snapshot.size)
 

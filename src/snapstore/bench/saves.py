@@ -11,7 +11,7 @@ from snapstore.bench.cache import evict
 from snapstore.bench.ways import Way
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from snapstore._fastpipe import PipeWriter
     from snapstore.bench.stage import Stage
@@ -33,15 +33,7 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
             directory.save_from(file, INDEX)
 
     def from_pipe() -> None:
-        reader, writer = pipe()
-        feeder = threading.Thread(target=_feed, args=(writer, content.memory), name="bench-feeder")
-        feeder.start()
-        try:
-            # Closed, whatever comes: the feeder must not wait for one who has left.
-            with reader:
-                directory.save_from(reader, INDEX)
-        finally:
-            feeder.join()
+        save_through_pipe(directory, lambda writer: writer.write(content.memory))
 
     def check() -> None:
         content.check(directory.get_snap_file_path(INDEX))
@@ -55,13 +47,31 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
     ]
 
 
+def save_through_pipe(
+    directory: SnapshotDir, write: Callable[[PipeWriter], object], *, size: int | None = None
+) -> None:
+    """Save as INDEX what `write` puts into a pipe on a thread of its own, which ends with the save.
+
+    `size` in bytes, where it is known before. Raises what the save or `write` does.
+    """
+    reader, writer = pipe()
+    feeder = threading.Thread(target=_feed, args=(writer, write), name="bench-feeder")
+    feeder.start()
+    try:
+        # Closed, whatever comes: the feeder must not wait for one who has left.
+        with reader:
+            directory.save_from(reader, INDEX, size=size)
+    finally:
+        feeder.join()
+
+
 def forget(directory: SnapshotDir, index: int) -> None:
     """Remove the snapshot `index` with all that belongs to it, so that all rounds start alike."""
     directory.get_snap_file_path(index).unlink()
     directory.remove_orphans()
 
 
-def _feed(writer: PipeWriter, memory: memoryview) -> None:
+def _feed(writer: PipeWriter, write: Callable[[PipeWriter], object]) -> None:
     # What goes wrong at one end of a pipe is raised at the other one, too: the save tells it.
     with suppress(Exception), writer:
-        writer.write(memory)
+        write(writer)
