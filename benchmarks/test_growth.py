@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
-from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream
+from snapstore import SnapshotDir
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.report import Line
 from snapstore.bench.saves import INDEX, forget, save_through_pipe
 from snapstore.bench.stage import Stage
+from snapstore.bench.walks import STORED, Follower
 from snapstore.bench.ways import Way
-from snapstore.disk import snapshot_name
-from snapstore.transport.http import SnapshotClient
 
 pytestmark = pytest.mark.slow
 
@@ -70,17 +70,17 @@ class Peaks:
         self._processes = processes
         self.of = {}
 
-    def watched(self, name, run):
-        """Return `run`, watched."""
+    def watched(self, way):
+        """Return the same way, watched."""
 
         def watch():
             for process in self._processes:
                 with open(f"/proc/{process}/clear_refs", "w") as clear:
                     clear.write("5")  # The peak begins anew here (proc(5)).
-            run()
-            self.of.setdefault(name, []).append(sum(map(_peak, self._processes)))
+            way.run()
+            self.of.setdefault(way.name, []).append(sum(map(_peak, self._processes)))
 
-        return watch
+        return replace(way, run=watch)
 
 
 def _peak(process):
@@ -117,28 +117,18 @@ def test_save_grows(race, benchmark, stage, tmp_path):
                 snapshot.check(directory.get_snap_file_path(INDEX))
                 forget(directory, INDEX)
 
-            return Way(name, peaks.watched(name, save), check, size=snapshot.size)
+            return peaks.watched(Way(name, save, check, size=snapshot.size))
 
         judged(race, benchmark, [way("256 MiB", 1), way("16 GiB", TIMES)], peaks, "save-growth")
 
 
-def test_walk_grows(race, benchmark, stage, tmp_path):
+def test_walk_grows(race, benchmark, stage):
     peaks = Peaks(os.getpid(), stage.receiver.pid)
-    followed = tmp_path / "followed"
-    url = stage.receiver.ask("follow", path=str(followed))
-    client = SnapshotClient()
+    follower = Follower(stage)
 
     def way(name, times):
         snapshot = Repeated(stage.source, times)
-
-        def send():
-            with SnapshotStream(SnapshotMeta(1, 1), snapshot) as stream:
-                client.send_snapshot(url, stream)
-
-        def check():
-            snapshot.check(followed / snapshot_name(1))
-            stage.receiver.ask("forget", index=1)
-
-        return Way(name, peaks.watched(name, send), check, size=snapshot.size, processes=[stage.receiver.pid])
+        walk = follower.way(name, STORED, lambda: snapshot, snapshot.check, size=snapshot.size)
+        return peaks.watched(walk)
 
     judged(race, benchmark, [way("256 MiB", 1), way("16 GiB", TIMES)], peaks, "walk-growth")

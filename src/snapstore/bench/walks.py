@@ -5,8 +5,9 @@ The leader is this process, so that a busy neighbour stands in its way, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snapstore.bench.lmdb_content import LmdbContent
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from snapstore.bench.stage import Stage
     from snapstore.directory import SnapshotDir
+    from snapstore.protocols import Snapshot
 
 #: Of the snapshots that are sent, verified and removed in each round: a stored one, and a store's.
 STORED, PINNED = SnapshotMeta(1, 1), SnapshotMeta(2, 1)
@@ -52,32 +54,32 @@ class Follower:
         """Return the way of the stage's content, which is saved in `leader` for it, from there to here."""
         content = self._stage.content
         leader.save_from(content.memory, STORED)
-
-        def send() -> None:
-            stored = leader.open(STORED.index, verify=False)
-            with SnapshotStream(STORED, stored) as stream:
-                self._client.send_snapshot(self._url, stream)
-
-        def check() -> None:
-            content.check(self._path(STORED))
-            self._stage.receiver.ask("forget", index=STORED.index)
-
-        return Way("stored snapshot, HTTP", send, check, processes=[self._stage.receiver.pid])
+        take = partial(leader.open, STORED.index, verify=False)
+        return self.way("stored snapshot, HTTP", STORED, take, content.check)
 
     def pinned_way(self, store: LmdbContent, kv: LmdbKV) -> Way:
         """Return the way of a snapshot of `store`, which is open as `kv`: pinned, sent, saved."""
         with kv.snapshot() as pinned:
             size = pinned.size
+        return self.way("LMDB, HTTP", PINNED, kv.snapshot, store.check, size=size)
+
+    def way(
+        self,
+        name: str,
+        meta: SnapshotMeta,
+        take: Callable[[], Snapshot],
+        check: Callable[[Path], None],
+        *,
+        size: int | None = None,
+    ) -> Way:
+        """Return the way of what `take` gives, sent as `meta`; `check` verifies what is saved here."""
 
         def send() -> None:
-            with SnapshotStream(PINNED, kv.snapshot()) as stream:
+            with SnapshotStream(meta, take()) as stream:
                 self._client.send_snapshot(self._url, stream)
 
-        def check() -> None:
-            store.check(self._path(PINNED))
-            self._stage.receiver.ask("forget", index=PINNED.index)
+        def check_saved() -> None:
+            check(self._directory / snapshot_name(meta.index))
+            self._stage.receiver.ask("forget", index=meta.index)
 
-        return Way("LMDB, HTTP", send, check, size=size, processes=[self._stage.receiver.pid])
-
-    def _path(self, meta: SnapshotMeta) -> Path:
-        return self._directory / snapshot_name(meta.index)
+        return Way(name, send, check_saved, size=size, processes=[self._stage.receiver.pid])
