@@ -7,13 +7,12 @@ from round to round. The ceilings only catch what is broken; what is reached on 
 
 import os
 import statistics
-import subprocess
-import sys
 import time
 
 import pytest
 
 from snapstore import SnapshotDir, SnapshotMeta, SnapshotStream
+from snapstore.bench.child import child
 from snapstore.kv.lmdb import LmdbKV
 from snapstore.transport.http import SnapshotClient
 
@@ -37,16 +36,6 @@ SLACK_S = 0.005
 SAVES = 1000
 PART = 100
 SLOWDOWN_CEILING = 1.5
-
-#: A follower of its own, as followers are: two sides in one process wait for each other's GIL.
-FOLLOWER = """
-import sys
-from snapstore import SnapshotDir
-from snapstore.transport.http import SnapshotServer
-with SnapshotDir(sys.argv[1]) as directory, SnapshotServer(directory) as server:
-    print(server.url, flush=True)
-    sys.stdin.read()
-"""
 
 
 class Bare:
@@ -121,15 +110,10 @@ def in_turn(benchmark, ours, bare):
 
 @pytest.fixture
 def follower(tmp_path):
-    """The URL and the directory of a follower in a process of its own."""
-    command = [sys.executable, "-c", FOLLOWER, str(tmp_path / "follower")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    with process:
-        yield process.stdout.readline().strip(), tmp_path / "follower"
-        process.stdin.close()
+    """The URL and the directory of a follower in a process of its own: two sides in one wait for the GIL."""
+    path = tmp_path / "follower"
+    with child("snapstore.bench.receiver") as receiver:
+        yield receiver.ask("follow", path=str(path)), path
 
 
 def test_end_to_end(benchmark, follower, tmp_path):
