@@ -20,10 +20,11 @@ from snapstore.bench.machine import look_at_machine
 from snapstore.bench.neighbour import busy_thread
 from snapstore.bench.plot import plot
 from snapstore.bench.report import Report, Result
-from snapstore.bench.rounds import ROUNDS_DEFAULT, Turns
+from snapstore.bench.rounds import Turns
 from snapstore.bench.stage import Stage
 from snapstore.bench.table import table
 from snapstore.cli.arguments import parse_count, parse_size
+from snapstore.cli.commands.bench import BENCH_ROUNDS_DEFAULT
 
 #: Large enough that the last fsync and the threads' start are small beside the bytes; figures that are
 #: published are of 1GiB.
@@ -42,7 +43,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("snapstore")
     size = os.environ.get("SNAPSTORE_BENCH_SIZE", SIZE_DEFAULT)
     group.addoption("--bench-size", type=parse_size, default=parse_size(size), help="bytes, as 1GiB")
-    group.addoption("--bench-rounds", type=parse_count, default=ROUNDS_DEFAULT, help="rounds that count")
+    group.addoption("--bench-rounds", type=parse_count, default=BENCH_ROUNDS_DEFAULT, help="how many count")
     group.addoption("--bench-report", type=Path, metavar="DIR", help="write report.json, .txt and .svg there")
 
 

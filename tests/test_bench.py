@@ -26,7 +26,7 @@ from snapstore.bench.lmdb_content import LmdbContent
 from snapstore.bench.machine import look_at_machine
 from snapstore.bench.plot import plot
 from snapstore.bench.report import Bounds, Line, Report, Result
-from snapstore.bench.rounds import Turns, in_turn, order
+from snapstore.bench.rounds import Turns, order
 from snapstore.bench.saves import save_ways
 from snapstore.bench.table import figure, table
 from snapstore.bench.ways import Way, nothing
@@ -75,6 +75,14 @@ def test_two_ways_come_in_the_order_there_and_back():
     assert "".join(way.name for number in range(5) for way in order(ways, number)) == "abbabaabab"
 
 
+def in_turn(ways, *, rounds, size, before=nothing):
+    """Time each of the ways `rounds` times, and once before to warm up."""
+    turns = Turns(ways, size=size, before=before)
+    for _ in range(rounds + 1):
+        turns.turn()
+    return turns.comparison()
+
+
 def test_the_first_round_does_not_count_and_only_the_run_is_timed():
     seen = []
     told_s = iter((100.0, 1.0, 2.0, 3.0))
@@ -98,7 +106,7 @@ def test_the_first_round_does_not_count_and_only_the_run_is_timed():
 
 def test_a_way_that_cannot_tell_its_cpu_tells_none(tmp_path):
     ways = [Way("ours", lambda: 1.0), Way("theirs", lambda: 2.0, tells_cpu=False)]
-    found = in_turn(ways, rounds=1, size=GB, before=nothing)
+    found = in_turn(ways, rounds=1, size=GB)
     assert found.samples["theirs"][0].cpu_s is None
     assert found.cpu_s_per_gb("ours") is not None
     assert found.cpu_s_per_gb("theirs") is None
@@ -148,7 +156,7 @@ def test_the_cpu_of_a_live_process_counts_and_that_of_children_that_ended():
             subprocess.run([sys.executable, "-c", BURNER], input="\n", check=True, text=True, stdout=-3)
 
         ways = [Way("live", burn, processes=(child.pid,)), Way("ended", burn_in_a_child)]
-        found = in_turn(ways, rounds=1, size=GB, before=nothing)
+        found = in_turn(ways, rounds=1, size=GB)
         child.stdin.close()
     assert found.samples["live"][0].cpu_s >= used_s[1] - used_s[0] > 0
     # A whole interpreter was started.

@@ -16,9 +16,6 @@ from snapstore.bench.comparison import Comparison, Sample
 if TYPE_CHECKING:
     from snapstore.bench.ways import Way
 
-#: An odd number, so that the median is one that was measured, and enough to see how far apart they are.
-ROUNDS_DEFAULT = 5
-
 
 class Turns:
     """Times some ways, one round after the other; the first one is to warm up, and does not count.
@@ -58,16 +55,6 @@ class Turns:
         """Return what was measured behind the first round. Raises ValueError where there was only that."""
         counted = self._rounds[1:]
         return Comparison({way.name: [taken[way.name] for taken in counted] for way in self._ways})
-
-
-def in_turn(
-    ways: Sequence[Way], *, rounds: int = ROUNDS_DEFAULT, size: int, before: Callable[[], None] = os.sync
-) -> Comparison:
-    """Time each of the ways `rounds` times, and once before to warm up; see Turns."""
-    turns = Turns(ways, size=size, before=before)
-    for _ in range(rounds + 1):
-        turns.turn()
-    return turns.comparison()
 
 
 def order(ways: Sequence[Way], number: int) -> list[Way]:

@@ -14,7 +14,7 @@ BENCH_SIZE_DEFAULT = "1GiB"
 #: Below it, everything takes microseconds, and the clock is measured.
 BENCH_SIZE_MIN = 1024 * 1024
 
-#: An odd number, so that the median is one that was measured.
+#: An odd number, so that the median is one that was measured, and enough to see how far apart they are.
 BENCH_ROUNDS_DEFAULT = 5
 
 
