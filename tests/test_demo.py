@@ -17,8 +17,9 @@ from residue import names
 from snapstore.cli import ExitCode
 from snapstore.cli.demo import show
 from snapstore.cli.demo_cast import Cast, ChildDied
-from snapstore.cli.demo_machine import Memory, file_system_of
+from snapstore.cli.demo_machine import Memory
 from snapstore.cli.demo_report import Report, Store, compare
+from snapstore.cli.demo_stage import file_system_of
 from snapstore.cli.demo_store import Content
 from snapstore.cli.screen import JsonScreen, PlainScreen
 

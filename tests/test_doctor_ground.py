@@ -11,7 +11,7 @@ import pytest
 from residue import descriptors, names
 from snapstore.directory import SnapshotDir
 from snapstore.doctor import Level, examine
-from snapstore.doctor.mount import Mount, find_mount, judge_mount, parse_mount
+from snapstore.doctor.mount import Mount, judge_mount, mount_of, parse_mount
 from snapstore.doctor.pace import RATE_MIN, SYNC_P50_MAX_S, WRITE_S_MAX, Pace, judge_pace, measure_pace
 from snapstore.doctor.probes import PROBE_SIZE, System
 from snapstore.doctor.room import INODES_FREE_MIN, Room, judge_room, look_at_room
@@ -64,11 +64,7 @@ def test_a_mount_is_read_as_linux_writes_it():
 
 
 def test_the_mount_of_this_directory_is_the_kernels(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        mount = find_mount(fd)
-    finally:
-        os.close(fd)
+    mount = mount_of(path)
     assert str(path).startswith(mount.point)
     assert os.stat(mount.point).st_dev == os.stat(path).st_dev
 

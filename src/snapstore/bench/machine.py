@@ -12,7 +12,7 @@ from typing import Any
 
 import snapstore
 from snapstore._fastpipe import CRC32C_IMPLEMENTATION
-from snapstore.doctor.mount import find_mount
+from snapstore.doctor.mount import mount_of
 
 #: What the kernel says of a block device, below its directory in /sys, and how people call it.
 _DEVICE_FILES = (
@@ -56,11 +56,7 @@ class Machine:
 
 def look_at_machine(directory: str | os.PathLike[str]) -> Machine:
     """Return this machine, and what lies below `directory`. Raises OSError where that is none."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        mount, device = find_mount(fd), os.fstat(fd).st_dev
-    finally:
-        os.close(fd)
+    mount = mount_of(directory)
     return Machine(
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)),
@@ -71,7 +67,7 @@ def look_at_machine(directory: str | os.PathLike[str]) -> Machine:
         crc32c=CRC32C_IMPLEMENTATION,
         file_system=mount.kind if mount else "unknown",
         mount_options=",".join(mount.options) if mount else "unknown",
-        device=_device(mount.source if mount else "unknown", device),
+        device=_device(mount.source if mount else "unknown", os.stat(directory).st_dev),
     )
 
 

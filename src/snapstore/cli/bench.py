@@ -14,7 +14,7 @@ from snapstore.cli.demo_stage import check_room, interruptible, own_directory
 from snapstore.cli.exits import ExitCode
 from snapstore.cli.screen import format_size
 from snapstore.doctor.finding import Level
-from snapstore.doctor.mount import find_mount, judge_mount
+from snapstore.doctor.mount import judge_mount, mount_of
 
 if TYPE_CHECKING:
     import argparse
@@ -70,11 +70,6 @@ def check_memory(size: int, memory: int) -> None:
 
 def _warn(directory: str, screen: Screen) -> None:
     """Say what the file system is no measure of, as one in memory."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        findings = list(judge_mount(find_mount(fd)))
-    finally:
-        os.close(fd)
-    for found in findings:
+    for found in judge_mount(mount_of(directory)):
         if found.level is not Level.OK:
             screen.note(f"{found.seen}: {found.means}")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from snapstore.cli.arguments import parse_size
 from snapstore.cli.commands.demo import DEMO_SIZE_DEFAULT, RAFT_DEMO_NODES, RAFT_DEMO_SIZE_DEFAULT
 from snapstore.cli.demo_cast import Cast
-from snapstore.cli.demo_machine import Memory, file_system_of
+from snapstore.cli.demo_machine import Memory
 from snapstore.cli.demo_report import Report, Store
-from snapstore.cli.demo_stage import check_room, interruptible, own_directory
+from snapstore.cli.demo_stage import check_room, file_system_of, interruptible, own_directory
 from snapstore.cli.demo_store import Content
 from snapstore.cli.exits import ExitCode, UsageError
 

@@ -1,11 +1,10 @@
-"""What the demo asks the machine: the memory of this process, and what a path lies on.
+"""What the demo asks the machine: the memory of this process.
 
 Linux's /proc, read; nothing is kept and nothing is shown here.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from contextlib import suppress
@@ -56,22 +55,3 @@ class MemoryWatch:
 def _memory() -> dict[str, int]:
     with open("/proc/self/status") as status:
         return {name: int(kib) * 1024 for name, kib in _STATUS.findall(status.read())}
-
-
-def file_system_of(path: str) -> str:
-    """Return what `path` lies on, as `ext4 on /dev/vda1`; tmpfs is memory, and proves nothing of disks."""
-    real = os.path.realpath(path)
-    found, length = "unknown", -1
-    with open("/proc/self/mountinfo") as mounts:
-        for line in mounts:
-            fields, _, rest = line.partition(" - ")
-            mount = _unescaped(fields.split(" ")[4])
-            kind, device = rest.split(" ")[:2]
-            # Later lines lie over earlier ones, so that the last of equal length counts.
-            if os.path.commonpath([real, mount]) == mount and len(mount) >= length:
-                found, length = f"{kind} on {_unescaped(device)}", len(mount)
-    return found
-
-
-def _unescaped(name: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), name)

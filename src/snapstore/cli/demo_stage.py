@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from snapstore.cli.screen import format_size
+from snapstore.doctor.mount import mount_of
 
 #: What ends the demo from outside: the stores are removed then, too.
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,6 +27,12 @@ def check_room(directory: str, size: int) -> None:
     if free < size:
         words = f"{format_size(size)} are needed and {format_size(free)} free; give a smaller --size"
         raise OSError(errno.ENOSPC, words, os.path.dirname(directory))
+
+
+def file_system_of(directory: str) -> str:
+    """Return what it lies on, as `ext4 on /dev/vda1`; tmpfs is memory, and proves nothing of disks."""
+    mount = mount_of(directory)
+    return f"{mount.kind} on {mount.source}" if mount else "unknown"
 
 
 @contextmanager

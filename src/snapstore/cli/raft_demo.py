@@ -18,8 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from snapstore.cli.demo_cast import Cast, NotHeard
-from snapstore.cli.demo_machine import file_system_of
-from snapstore.cli.demo_stage import check_room, interruptible, own_directory
+from snapstore.cli.demo_stage import check_room, file_system_of, interruptible, own_directory
 from snapstore.cli.demo_store import Content
 from snapstore.cli.exits import ExitCode
 from snapstore.cli.raft_demo_dumps import Setup

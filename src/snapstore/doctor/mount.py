@@ -134,6 +134,15 @@ def find_mount(directory: int) -> Mount | None:
         return None
 
 
+def mount_of(path: str | os.PathLike[str]) -> Mount | None:
+    """Return the mount of the directory at `path`, as `find_mount`. Raises OSError where there is none."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return find_mount(directory)
+    finally:
+        os.close(directory)
+
+
 def parse_mount(table: str, mount_id: int) -> Mount | None:
     """Return the mount with this number out of the text of a mountinfo; None where it has none."""
     for line in table.split("\n"):  # Other ends of lines stand in paths as they are.
