@@ -60,7 +60,7 @@ def look_at_machine(directory: str | os.PathLike[str]) -> Machine:
     return Machine(
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)),
-        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory=memory_size(),
         kernel=platform.release(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         snapstore=snapstore.__version__,
@@ -69,6 +69,11 @@ def look_at_machine(directory: str | os.PathLike[str]) -> Machine:
         mount_options=",".join(mount.options) if mount else "unknown",
         device=_device(mount.source if mount else "unknown", os.stat(directory).st_dev),
     )
+
+
+def memory_size() -> int:
+    """Return how much memory this machine has, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snapstore.bench.machine import memory_size
 from snapstore.bench.plot import plot
 from snapstore.bench.suite import COPIES, run_suite
 from snapstore.bench.table import table
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, screen: Screen) -> int:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), args.plot)
     with interruptible(), own_directory(args.dir, "snapstore-bench-") as directory:
         check_room(directory, COPIES * args.size + SPARE_SIZE)
-        check_memory(args.size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        check_memory(args.size, memory_size())
         _warn(directory, screen)
         report = run_suite(
             Path(directory), size=args.size, rounds=args.rounds, busy=args.busy, note=screen.note
