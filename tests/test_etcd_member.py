@@ -137,7 +137,7 @@ def test_answers_go_to_the_last_who_listens_and_elsewhere_nowhere(member):
 def test_the_last_who_listens_stays_when_an_earlier_one_leaves(member):
     with Listener(member) as first, Listener(member) as second:
         first.__exit__()
-        wait_until(lambda: len(member.server._connections) == 1)
+        wait_until(lambda: len(member.server._crew.connections) == 1)
         tell(member, messages.MSG_HEARTBEAT)
         assert second.hear().term == TERM
 

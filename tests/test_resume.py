@@ -98,7 +98,7 @@ READ_BACK_S_MAX = 120.0
 
 def kept_of(follower):
     """How much the follower has kept, when it has done with all that came."""
-    wait_until(lambda: not follower.server._connections, READ_BACK_S_MAX)
+    wait_until(lambda: not follower.server._crew.connections, READ_BACK_S_MAX)
     path = follower.directory.path / PART
     return path.stat().st_size if path.exists() else 0
 

@@ -81,7 +81,7 @@ def test_who_has_not_the_right_certificate_stays_outside(
             with written() as stream, pytest.raises(TransportError, match=client_words) as raised:
                 SnapshotClient(tls=context).send_snapshot(follower.url, stream)
             assert follower.url in str(raised.value)
-            wait_until(lambda: caplog.records and not follower.server._connections)
+            wait_until(lambda: caplog.records and not follower.server._crew.connections)
             (record,) = caplog.records
             assert record.levelname == "WARNING"
             assert re.match(rf"refused {HOST}:\d+: .*({server_words})", record.message)
@@ -126,7 +126,7 @@ def test_who_speaks_without_tls_is_told_so(secured, caplog):
     assert b"https://" in words
     with written() as stream, pytest.raises(PeerRejected, match="https://"):
         SnapshotClient().send_snapshot(secured.url.replace("https", "http"), stream)
-    wait_until(lambda: not secured.server._connections)
+    wait_until(lambda: not secured.server._crew.connections)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert secured.names() == []
 
@@ -135,7 +135,7 @@ def test_who_speaks_tls_to_a_plain_port_is_told_so(follower, node, caplog):
     url = follower.url.replace("http", "https")
     with written() as stream, pytest.raises(TransportError, match="without TLS"):
         SnapshotClient(tls=node.client).send_snapshot(url, stream)
-    wait_until(lambda: not follower.server._connections)
+    wait_until(lambda: not follower.server._crew.connections)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert follower.names() == []
 
@@ -164,7 +164,7 @@ def test_a_handshake_that_stalls_anywhere_is_cut_and_its_place_is_free_again(tmp
             with RawPeer(follower.url.replace("https", "http")) as peer:
                 peer.say(said)
                 peer.hear_all()
-                wait_until(lambda: not follower.server._connections)
+                wait_until(lambda: not follower.server._crew.connections)
             (record,) = caplog.records
             assert "no TLS handshake within 0.15 s" in record.message
         with written() as stream:
@@ -200,7 +200,7 @@ def test_a_peer_that_leaves_in_the_handshake_leaves_nothing(secured, node, caplo
             peer.say(said)
             peer.end()
             peer.hear_all()
-        wait_until(lambda: not secured.server._connections)
+        wait_until(lambda: not secured.server._crew.connections)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 

@@ -196,7 +196,7 @@ def test_a_peer_that_does_not_read_an_image_is_cut(tmp_path):
         follower.directory.save_from(bytes(32 * 1024 * 1024), 7)
         with RawPeer(follower.url) as peer:
             peer.say(b"GET /v1/snapshots/7 HTTP/1.1\r\nHost: x\r\n\r\n")
-            wait_until(lambda: not follower.server._connections)
+            wait_until(lambda: not follower.server._crew.connections)
             assert len(peer.hear_all()) < 32 * 1024 * 1024
 
 
@@ -217,7 +217,7 @@ def test_connections_beyond_the_limit_are_told_so(tmp_path):
         with pytest.raises(PeerRejected, match="more than 2"), written() as stream:
             SnapshotClient().send_snapshot(follower.url, stream)
         inside[0].close()
-        wait_until(lambda: len(follower.server._connections) < 2)
+        wait_until(lambda: len(follower.server._crew.connections) < 2)
         with written() as stream:
             assert SnapshotClient().send_snapshot(follower.url, stream).index == 7
 

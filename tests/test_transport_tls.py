@@ -116,7 +116,7 @@ def test_garbage_in_the_place_of_records_saves_nothing(secured, node, caplog):
         peer.hear_continue()
         peer.say(frames()[:-1])
         peer.raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
-        wait_until(lambda: not secured.server._connections)
+        wait_until(lambda: not secured.server._crew.connections)
     assert secured.indexes == []
 
 
@@ -138,7 +138,7 @@ def test_a_body_cut_off_saves_nothing(secured, node, leave):
                 assert peer.hear()[0] == 422
             else:
                 reset_at_close(peer.raw)
-        wait_until(lambda: not secured.server._connections)
+        wait_until(lambda: not secured.server._crew.connections)
         assert secured.indexes == []
 
 
@@ -174,7 +174,7 @@ def test_a_peer_that_does_not_read_an_image_is_cut(tmp_path, node):
         follower.directory.save_from(bytes(32 * 1024 * 1024), 7)
         with TlsPeer(follower.url, node.client) as peer:
             peer.say(b"GET /v1/snapshots/7 HTTP/1.1\r\nHost: x\r\n\r\n")
-            wait_until(lambda: not follower.server._connections)
+            wait_until(lambda: not follower.server._crew.connections)
 
 
 def test_an_idle_line_is_closed_with_tls_leave(tmp_path, node):
@@ -208,7 +208,7 @@ def test_connections_beyond_the_limit_are_cut(tmp_path, node):
             assert peer.hear("GET")[0] == 200
             with pytest.raises(PeerUnreachable):
                 SnapshotClient(tls=node.client).list(follower.url)
-        wait_until(lambda: not follower.server._connections)
+        wait_until(lambda: not follower.server._crew.connections)
         assert SnapshotClient(tls=node.client).list(follower.url) == []
 
 
@@ -224,7 +224,7 @@ def test_without_a_thread_for_the_relay_there_is_no_line_and_nothing_is_left(sec
         patched.setattr(threading.Thread, "start", refuse)
         with pytest.raises(PeerUnreachable, match="thread"):
             SnapshotClient(tls=node.client).list(secured.url)
-    wait_until(lambda: not secured.server._connections)
+    wait_until(lambda: not secured.server._crew.connections)
     assert SnapshotClient(tls=node.client).list(secured.url) == []
 
 
@@ -240,7 +240,7 @@ def test_an_interrupted_sender_is_free_at_once(secured, node):
 
     with written(os.urandom(4 * UNIT), pace=pace) as stream, pytest.raises(Interruption):
         SnapshotClient(tls=node.client).send_snapshot(secured.url, stream, chunk_size=UNIT)
-    wait_until(lambda: not secured.server._connections)
+    wait_until(lambda: not secured.server._crew.connections)
     assert secured.indexes == []
 
 

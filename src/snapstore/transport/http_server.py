@@ -1,6 +1,7 @@
 """The follower's listener, on threads of its own: for any node, asyncio ones included.
 
-Accepts, counts and ends connections; what is said on one is connection.py's.
+Opens the port and says what each connection is; who accepts is crew.py's, and what is said on one
+connection.py's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 import os
 import socket
 import ssl
-import threading
 import time
 from dataclasses import replace
 from http import HTTPStatus
@@ -21,6 +21,7 @@ from snapstore.transfers import TransferRegistry
 from snapstore.transport.address import ADDRESS_DEFAULT, listen, parse_address, peer_name
 from snapstore.transport.advice import advice_headers
 from snapstore.transport.connection import Connection
+from snapstore.transport.crew import Crew
 from snapstore.transport.heads import response_head
 from snapstore.transport.linger import LINGER_S, linger
 from snapstore.transport.patience import Deadlines
@@ -114,13 +115,12 @@ class SnapshotServer:
         )
         self._connections_max = connections_max
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._connections: dict[socket.socket, threading.Thread] = {}
-        self._closing = False
-        self._listener, bound = listen(wanted)
+        listener, bound = listen(wanted)
         self.address = replace(bound, tls=tls is not None)
-        self._accepting = threading.Thread(target=self._accept, name="snapstore-accept", daemon=True)
-        self._accepting.start()
+        self._crew = Crew(
+            listener, serve=self._serve, turn_away=self._turn_away, connections_max=connections_max
+        )
+        self._crew.start()
 
     address: Address
 
@@ -140,58 +140,15 @@ class SnapshotServer:
         """
         if self._pid != os.getpid():
             raise ForkedProcess("this SnapshotServer was made before the fork; the parent serves")
-        with self._lock:
-            first, self._closing = not self._closing, True
-            threads = list(self._connections.values())
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        first = self._crew.cut_off()
         self.receiver.close()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # Wakes accept.
-        self._listener.close()
-        for thread in [self._accepting, *threads]:
-            if thread is not threading.current_thread():
-                thread.join()
+        self._crew.join()
         if first and self.address.path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.address.path)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if self._closing:
-                    return
-                # Too many descriptors, or a peer that left in the queue: others may still come.
-                logger.warning("accept failed: %s", error)
-                self._yield_to_close()
-                continue
-            if not self._admit(connection):
-                self._turn_away(connection)
-
-    def _admit(self, connection: socket.socket) -> bool:
-        thread = threading.Thread(
-            target=self._serve, args=(connection,), name="snapstore-connection", daemon=True
-        )
-        with self._lock:
-            if self._closing or len(self._connections) >= self._connections_max:
-                return False
-            try:
-                thread.start()  # Under the lock: `close` joins what is listed.
-            except RuntimeError as error:  # The system has no thread left for us.
-                logger.warning("no thread: %s", error)
-                return False
-            self._connections[connection] = thread
-        return True
-
-    def _yield_to_close(self) -> None:
-        """Wait a little where accept fails at once each time, so that it does not eat a core."""
-        threading.Event().wait(0.05)
-
     def _turn_away(self, connection: socket.socket) -> None:
-        if not self._closing:
+        if not self._crew.closing:
             logger.warning("turned away %s: %d connections", peer_name(connection), self._connections_max)
         with connection, contextlib.suppress(OSError):
             if self._tls is not None:
@@ -216,9 +173,6 @@ class SnapshotServer:
                     self._serve_tls(connection, peer, self._tls)
         except Exception:
             logger.exception("a connection failed for a reason of our own")
-        finally:
-            with self._lock:
-                self._connections.pop(connection, None)
 
     def _serve_tls(self, network: socket.socket, peer: str, tls: TlsContext) -> None:
         until_s = time.monotonic() + self.deadlines.head_timeout_s
@@ -234,7 +188,7 @@ class SnapshotServer:
             words = "this port speaks TLS; its URL begins with https://"
             self._connection(network, peer).refuse(PeerRejected(HTTPStatus.BAD_REQUEST, words))
         except OSError as error:
-            if not self._closing:
+            if not self._crew.closing:
                 logger.warning("refused %s: %s", peer, error)
             linger(network, min(LINGER_S, until_s - time.monotonic()))  # It should read why.
         else:
@@ -261,5 +215,5 @@ class SnapshotServer:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "serving"
+        state = "closed" if self._crew.closing else "serving"
         return f"<SnapshotServer {self.url} {state} {self.directory.path}>"
