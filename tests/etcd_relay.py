@@ -10,7 +10,7 @@ from nodes import WAIT_S, Listener
 from snapstore.directory import SnapshotDir
 from snapstore.errors import SnapshotCorrupt
 from snapstore.etcd.receiver import EtcdReceiver, read_body, wait_unless_gone
-from snapstore.transport.heads import request_head
+from snapstore.transport.heads import Call
 from snapstore.transport.http import SnapshotClient, SnapshotServer
 
 #: Where a line that breaks does so: in the midst of the body.
@@ -155,7 +155,7 @@ class Relay:
         headers += [("Connection", "close"), ("Content-Length", str(len(body)))]
         with connected(self.target) as onward:
             onward.settimeout(None)  # Streams have no end, and signs of life of their own.
-            onward.sendall(request_head(exchange.head.method, exchange.head.target, headers) + body)
+            onward.sendall(Call(exchange.head.method, exchange.head.target, headers).head + body)
             while data := onward.recv(PIECE_SIZE):
                 exchange.send(data)
 

@@ -25,7 +25,7 @@ from snapstore.etcd.messages import MSG_SNAP, encode, snapshot_meta
 from snapstore.stored import StoredSnapshot
 from snapstore.transport.answers import Answers
 from snapstore.transport.breaks import line_broke, naming
-from snapstore.transport.heads import Head, read_response, request_head
+from snapstore.transport.heads import Call, Head
 
 if TYPE_CHECKING:
     import socket
@@ -120,11 +120,11 @@ class EtcdSender:
             fields.append(("X-Peerurls", ",".join(peer_urls)))
         with self._dialer.connected(url) as (sock, address):
             # No token: it is for our own peers.
-            head = request_head("POST", "/raft/snapshot", [("Host", address.http_host), *fields])
-            sent = self._send_body(sock, head + prefix, image, source, proof, progress, urgent)
+            call = Call("POST", "/raft/snapshot", [("Host", address.http_host), *fields])
+            sent = self._send_body(sock, call.head + prefix, image, source, proof, progress, urgent)
             with naming(url):
                 patience_s = self._answer_timeout_s if sent else _LAST_WORDS_S
-                answer = read_response(sock, b"", patience_s, of="POST")
+                answer = call.read_answer(sock, patience_s)
                 if answer.status != HTTPStatus.NO_CONTENT:
                     raise self._rejection(sock, answer, message, cluster_id)
             if not sent:

@@ -1,8 +1,8 @@
 """The heads of HTTP/1.1 over a socket, through h11. Bodies pass by here: the C core moves them.
 
-A fresh h11 connection reads each head and then says what it read beyond it; that goes to the body's
-reader. What h11 forgives and a proxy might read otherwise (two lengths, odd codings, lines that end in
-LF alone or go on in the next) is refused.
+A fresh h11 connection reads each request, and the answers to one, and then says what it read beyond a head;
+that goes to the body's reader. What h11 forgives and a proxy might read otherwise (two lengths, odd
+codings, lines that end in LF alone or go on in the next) is refused.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ def read_request(sock: socket.socket, kept: bytes, timeout_s: float) -> Head | N
 
     Raises HeadMalformed, and TimeoutError for a head that was begun and does not end.
     """
-    found = _read(sock, h11.Connection(h11.SERVER, HEAD_SIZE_MAX), h11.Request, kept, timeout_s)
+    connection = h11.Connection(h11.SERVER, HEAD_SIZE_MAX)
+    if kept:
+        connection.receive_data(kept)
+    found = _read(sock, connection, h11.Request, timeout_s)
     if found is None:
         return None
     request, kept = found
@@ -104,38 +107,45 @@ def read_request(sock: socket.socket, kept: bytes, timeout_s: float) -> Head | N
     )
 
 
-def read_response(
-    sock: socket.socket, kept: bytes, timeout_s: float, *, of: str, or_continue: bool = False
-) -> Head:
-    """Read the head of the answer to a request with the method `of`, or, if asked for, 100 Continue.
+class Call:
+    """A request that this side makes, and the heads that come back. `head` is its own, to be sent first.
 
-    Other informational heads are passed over. Raises HeadMalformed, TimeoutError after `timeout_s`
-    seconds, and ConnectionError where the peer leaves without an answer.
+    Raises ValueError for text that cannot stand in a head.
     """
-    connection = h11.Connection(h11.CLIENT, HEAD_SIZE_MAX)
-    connection.send(h11.Request(method=of, target="/", headers=[("Host", "x")]))
-    found = _read(sock, connection, h11.Response, kept, timeout_s, or_continue=or_continue)
-    if found is None:
-        raise ConnectionError("the peer closed the connection without an answer")
-    response, kept = found
-    return Head(_headers(response.headers), kept, status=response.status_code)
+
+    def __init__(self, method: str, target: str, headers: Iterable[tuple[str, str]]) -> None:
+        self._connection = h11.Connection(h11.CLIENT, HEAD_SIZE_MAX)
+        try:
+            event = h11.Request(method=method, target=target, headers=list(headers))
+        except h11.LocalProtocolError as error:
+            raise ValueError(str(error)) from None
+        self.head: bytes = self._connection.send(event) or b""
+
+    def read_answer(self, sock: socket.socket, timeout_s: float, *, or_continue: bool = False) -> Head:
+        """Read the head of the answer, or, if asked for, of 100 Continue; then the answer is still to come.
+
+        Other informational heads are passed over. Raises HeadMalformed, TimeoutError after `timeout_s`
+        seconds, and ConnectionError where the peer leaves without an answer.
+        """
+        found = _read(sock, self._connection, h11.Response, timeout_s, or_continue=or_continue)
+        if found is None:
+            raise ConnectionError("the peer closed the connection without an answer")
+        response, kept = found
+        return Head(_headers(response.headers), kept, status=response.status_code)
 
 
 def _read(
     sock: socket.socket,
     connection: h11.Connection,
     kind: type[H],
-    kept: bytes,
     timeout_s: float,
     *,
     or_continue: bool = False,
 ) -> tuple[H, bytes] | None:
     until = time.monotonic() + timeout_s
     informational = 0
-    said = bytearray(kept)  # What h11 has and has not made a head of yet.
+    said = bytearray(connection.trailing_data[0])  # What h11 has and has not made a head of yet.
     try:
-        if kept:
-            connection.receive_data(kept)
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
@@ -194,15 +204,6 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         if headers["transfer-encoding"].lower() != "chunked":
             raise HeadMalformed("the only Transfer-Encoding taken is chunked", HTTPStatus.NOT_IMPLEMENTED)
     return headers
-
-
-def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
-    """Return a request's head; raises ValueError for text that cannot stand in one."""
-    try:
-        event = h11.Request(method=method, target=target, headers=list(headers))
-    except h11.LocalProtocolError as error:
-        raise ValueError(str(error)) from None
-    return h11.Connection(h11.CLIENT).send(event) or b""
 
 
 def response_head(status: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool = True) -> bytes:

@@ -14,7 +14,7 @@ from snapstore import _fastpipe
 from snapstore.errors import PeerRejected
 from snapstore.transport.answers import believed
 from snapstore.transport.breaks import line_broke, naming
-from snapstore.transport.heads import Head, read_response, request_head
+from snapstore.transport.heads import Call
 from snapstore.transport.patience import read_back_s
 from snapstore.wire import pack_data, parse_kept
 
@@ -65,7 +65,8 @@ class Push:
         self.transfer.begin_attempt()
         with self.dialer.connected(self.url) as (sock, address):
             with naming(self.url):
-                answer = self._make_offer(sock, address)
+                call = self._make_offer(sock, address)
+                answer = call.read_answer(sock, self.deadlines.offer_timeout_s, or_continue=True)
                 if answer.status != HTTPStatus.CONTINUE:
                     sent = believed(self.url, self.answers.read_sent(sock, answer, self.offer), None)
                     self.transfer.existed = True
@@ -77,15 +78,15 @@ class Push:
             if copied:
                 patience_s = self.deadlines.fsync_timeout_s + read_back_s(kept)
             with naming(self.url):
-                answer = read_response(sock, answer.kept, patience_s, of="PUT")
+                answer = call.read_answer(sock, patience_s)
                 sent = self.answers.read_sent(sock, answer, self.offer, kept)
         return believed(self.url, sent, copied)
 
-    def _make_offer(self, sock: socket.socket, address: Address) -> Head:
-        """Make the offer; the peer's "go on" (100 Continue), or its answer where that is final."""
+    def _make_offer(self, sock: socket.socket, address: Address) -> Call:
         headers = [*self.dialer.headers(address), *self.offer.headers(), ("Expect", "100-continue")]
-        sock.sendall(request_head("PUT", f"/v1/snapshots/{self.offer.meta.index}", headers))
-        return read_response(sock, b"", self.deadlines.offer_timeout_s, of="PUT", or_continue=True)
+        call = Call("PUT", f"/v1/snapshots/{self.offer.meta.index}", headers)
+        sock.sendall(call.head)
+        return call
 
     def _send_body(self, sock: socket.socket, kept: int) -> _fastpipe.Copied | None:
         """Send all of the stream; None where the line broke: the peer left, or answered in the middle."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapstore.errors import TransportError
 from snapstore.transport.breaks import naming
-from snapstore.transport.heads import Head, read_response, request_head
+from snapstore.transport.heads import Call, Head
 
 if TYPE_CHECKING:
     import socket
@@ -34,8 +34,9 @@ class Questions:
         """Ask for `target` with `more` headers; yield the line, and the head of an answer that is a yes."""
         with self._dialer.connected(url) as (sock, address), naming(url):
             headers = [*self._dialer.headers(address), ("Connection", "close"), *more]
-            sock.sendall(request_head("GET", target, headers))
-            head = read_response(sock, b"", self._deadlines.offer_timeout_s, of="GET")
+            call = Call("GET", target, headers)
+            sock.sendall(call.head)
+            head = call.read_answer(sock, self._deadlines.offer_timeout_s)
             if head.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 raise self._answers.read_rejection(sock, head)
             yield sock, head
