@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from snapstore import disk
-from snapstore.errors import SnapshotBusy, SnapshotExists, SnapshotNotFound
+from snapstore.errors import SnapshotBusy, SnapshotExists
 from snapstore.housekeeping import Housekeeping
 from snapstore.meta import check_index
 
@@ -38,24 +38,29 @@ class Claims(Housekeeping):
         raises SnapshotBusy, DirectoryPoisoned or SnapshotNotDurable then, as `save_from` does.
         """
         index = check_index(index)
-        with self._claimed(index):
-            saved = self.stat(index)
-            self._make_last(index)
-            return saved
+        saved = self._confirmed(index)
+        if saved is None:
+            raise self._not_found(index)
+        return saved
 
     def confirm_sound(self, index: int, why: str) -> SavedSnapshot | None:
         """As `confirm`, but None where nothing is stored, or what is has a problem: that is set aside.
 
         For who has a good one to save. `why` is for the log; raises what `set_aside` does, too.
         """
-        try:
-            saved = self.confirm(index)
-        except SnapshotNotFound:
-            return None
-        if saved.problem is None:
+        index = check_index(index)
+        saved = self._confirmed(index)
+        if saved is None or saved.problem is None:
             return saved
         self.set_aside(index, why)
         return None
+
+    def _confirmed(self, index: int) -> SavedSnapshot | None:
+        with self._claimed(index):
+            saved = self._find(index)
+            if saved is not None:
+                self._make_last(index)
+            return saved
 
     @contextlib.contextmanager
     def _claimed(self, index: int) -> Iterator[None]:
