@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("snapstore.transport")
 
-#: So many stand ready at most; the others end after a storm. One serves, one may be at the end of what came
-#: before, and one waits in their place.
-WAITING_MAX = 3
+#: So many wait where nothing comes; those that a storm brought besides end. One will serve, one may be at the
+#: end of what came before, and one waits in their place.
+WAITING = 3
 
 #: Where accept fails at once each time, as without descriptors, it must not eat a core.
 _PAUSE_S = 0.05
@@ -55,7 +55,8 @@ class Crew:
     def start(self) -> None:
         """Accept from now on."""
         with self._lock:
-            self._add()
+            for _ in range(WAITING):
+                self._add()
 
     @property
     def closing(self) -> bool:
@@ -134,6 +135,6 @@ class Crew:
     def _stays(self) -> bool:
         """Whether who has served is to wait for another connection."""
         with self._lock:
-            stays = self._waiting < WAITING_MAX
+            stays = self._waiting < WAITING
             self._waiting += stays
             return stays
