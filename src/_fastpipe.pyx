@@ -23,6 +23,7 @@ Everything above the faces is C in Cython's spelling: `noexcept nogil`, codes in
 cimport cython
 from libc.errno cimport (EAGAIN, EBADF, EBUSY, EDQUOT, EEXIST, EFBIG, EINTR, EINVAL, EIO, EISDIR, ENOENT, ENOMEM,
                          ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT, errno)
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
@@ -217,6 +218,7 @@ include "snapstore/_native/pulse_face.pxi"
 include "snapstore/_native/transfer_faces.pxi"
 include "snapstore/_native/pipe_faces.pxi"
 include "snapstore/_native/image_face.pxi"
+include "snapstore/_native/words_face.pxi"
 include "snapstore/_native/save_face.pxi"
 
 crc32c_prepare()

@@ -168,6 +168,8 @@ class _SaveOptions(TypedDict, total=False):
     throttle: Throttle | None
     urgent: bool
 
+def send_words(fd: int, words: bytes, *, timeout_s: float) -> None: ...
+def receive_words(fd: int, *, timeout_s: float) -> bytes: ...
 def send(
     source: CoreSource,
     fd: int,

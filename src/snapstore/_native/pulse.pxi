@@ -103,6 +103,17 @@ cdef int pulse_waited(Pulse* pulse, int64_t waited_ns) noexcept nogil:
     return 0
 
 
+cdef int pulse_slice_ms(Pulse* pulse, int64_t began_ns) noexcept nogil:
+    """How long a wait may last before it has to look around, for poll(2)."""
+    cdef int64_t left_ns
+    if pulse.on_main or pulse.progress != NULL:
+        return SLICE_MS
+    if pulse.idle_ns_max < 0:
+        return -1                # nobody can stop it but the one it waits for
+    left_ns = max(began_ns + pulse.idle_ns_max - now_ns(), <int64_t>0)
+    return <int>min(left_ns / 1000000 + 1, <int64_t>INT_MAX)
+
+
 cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
     """Wait until `fd` is ready for `events`; 0, an outcome, -ETIMEDOUT, or another negative errno."""
     cdef pollfd waited
@@ -112,7 +123,7 @@ cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:
         waited.fd = fd
         waited.events = events
         waited.revents = 0
-        ready = poll(&waited, 1, SLICE_MS)
+        ready = poll(&waited, 1, pulse_slice_ms(pulse, began))
         if ready > 0:
             # An error or a hang-up is for the read or the write that follows to report.
             return -EBADF if waited.revents & POLLNVAL else pulse_waited(pulse, now_ns() - began)

@@ -142,7 +142,7 @@ class EtcdSender:
     ) -> bool:
         """Send `opening` and all of `image`; False where the line broke: the member left, or answered."""
         try:
-            sock.sendall(opening)
+            _fastpipe.send_words(sock.fileno(), opening, timeout_s=self._idle_timeout_s)
             with _watched(source, progress) as watched:
                 _fastpipe.send(
                     image,

@@ -67,7 +67,8 @@ class Answers:
         data = bytearray()
         piece = bytearray(min(size_max, _PIECE_SIZE))
         try:
-            while count := body.readinto(piece, idle_timeout_s=self._idle_timeout_s, rate_min=self._rate_min):
+            while not body.ended:
+                count = body.readinto(piece, idle_timeout_s=self._idle_timeout_s, rate_min=self._rate_min)
                 data += memoryview(piece)[:count]
                 if len(data) > size_max:
                     raise TransportError(f"the peer's answer has more than {size_max} bytes, the limit")

@@ -286,5 +286,4 @@ class Connection:
         self._send(answer if head is not None and head.method == "HEAD" else answer + body)
 
     def _send(self, data: bytes) -> None:
-        self._socket.settimeout(self._deadlines.idle_timeout_s)
-        self._socket.sendall(data)
+        _fastpipe.send_words(self._socket.fileno(), data, timeout_s=self._deadlines.idle_timeout_s)

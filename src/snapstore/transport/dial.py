@@ -69,7 +69,7 @@ class Dialer:
 
     @contextmanager
     def connected(self, url: str) -> Iterator[tuple[socket.socket, Address]]:
-        """Yield a line to the peer at `url`, plain for whoever uses it.
+        """Yield a line to the peer at `url`, plain for whoever uses it, with limits of his own for each wait.
 
         Raises ValueError, PeerUnreachable, and PeerUntrusted where the peers' TLS does not fit.
         """
@@ -84,7 +84,6 @@ class Dialer:
                 with self._secured(network, url, address, self._tls, until_s) as plain:
                     yield plain, address
             else:
-                network.settimeout(self._deadlines.idle_timeout_s)
                 yield network, address
 
     @contextmanager
@@ -106,7 +105,6 @@ class Dialer:
             raise PeerUnreachable(f"{url} cannot be reached: {error}") from error
         try:
             with relay:
-                relay.plain.settimeout(self._deadlines.idle_timeout_s)
                 yield relay.plain
         except PeerUnreachable:
             # With TLS 1.3 a peer refuses our certificate only after the handshake.

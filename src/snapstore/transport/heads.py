@@ -27,8 +27,6 @@ SERVER_NAME = "snapstore"
 #: A hook of the node's may refuse with a status that has no phrase; the phrase means nothing anyway.
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
-_READ_SIZE = 16 * 1024
-
 #: A follower says "go on" once, and a proxy between may add some; a peer that says no more is none of ours.
 _INFORMATIONAL_MAX = 64
 
@@ -181,8 +179,7 @@ def _receive(sock: socket.socket, until: float) -> bytes:
     left_s = until - time.monotonic()
     if left_s <= 0:
         raise TimeoutError("timed out")
-    sock.settimeout(left_s)
-    return sock.recv(_READ_SIZE)
+    return _fastpipe.receive_words(sock.fileno(), timeout_s=left_s)
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -85,7 +85,7 @@ class Push:
     def _make_offer(self, sock: socket.socket, address: Address) -> Call:
         headers = [*self.dialer.headers(address), *self.offer.headers(), ("Expect", "100-continue")]
         call = Call("PUT", f"/v1/snapshots/{self.offer.meta.index}", headers)
-        sock.sendall(call.head)
+        _fastpipe.send_words(sock.fileno(), call.head, timeout_s=self.deadlines.idle_timeout_s)
         return call
 
     def _send_body(self, sock: socket.socket, kept: int) -> _fastpipe.Copied | None:
@@ -94,9 +94,9 @@ class Push:
         patience_s = self.deadlines.idle_timeout_s + read_back_s(kept)
         self.body_begun = True
         try:
-            sock.settimeout(patience_s)
             if data:
-                sock.sendall(b"%x\r\n%b\r\n" % (len(data), data))
+                chunk = b"%x\r\n%b\r\n" % (len(data), data)
+                _fastpipe.send_words(sock.fileno(), chunk, timeout_s=patience_s)
             return _fastpipe.send_frames(
                 stream.source,
                 sock.fileno(),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from snapstore import _fastpipe
 from snapstore.errors import TransportError
 from snapstore.transport.breaks import naming
 from snapstore.transport.heads import Call, Head
@@ -35,8 +36,9 @@ class Questions:
         with self._dialer.connected(url) as (sock, address), naming(url):
             headers = [*self._dialer.headers(address), ("Connection", "close"), *more]
             call = Call("GET", target, headers)
-            sock.sendall(call.head)
-            head = call.read_answer(sock, self._deadlines.offer_timeout_s)
+            limits = self._deadlines
+            _fastpipe.send_words(sock.fileno(), call.head, timeout_s=limits.idle_timeout_s)
+            head = call.read_answer(sock, limits.offer_timeout_s)
             if head.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 raise self._answers.read_rejection(sock, head)
             yield sock, head

@@ -73,8 +73,7 @@ class Exchange:
 
     def send(self, data: bytes) -> None:
         """Send what belongs to the answer; from any thread, one at a time. OSError where nobody takes it."""
-        self._socket.settimeout(self.idle_timeout_s)
-        self._socket.sendall(data)
+        _fastpipe.send_words(self._socket.fileno(), data, timeout_s=self.idle_timeout_s)
 
     def wait_hangup(self, timeout_s: float) -> bool:
         """Wait until the peer hangs up, or the server closes; False after `timeout_s` seconds without."""
