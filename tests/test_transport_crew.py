@@ -71,6 +71,22 @@ def test_a_storm_is_served_at_once_and_then_as_few_stand_by_as_before():
             assert again.recv(7) == b"welcome"
 
 
+def test_a_peer_that_cannot_be_turned_away_costs_no_thread(caplog):
+    def fail(connection):
+        connection.close()
+        raise ValueError("no words")
+
+    with Served(connections_max=1) as served, served.meet() as inside:
+        assert inside.recv(7) == b"welcome"
+        served.crew._turn_away = fail
+        for _ in range(2 * WAITING):
+            with served.meet() as late:
+                assert late.recv(1) == b""
+    assert {record.message for record in caplog.records} == {
+        "a peer could not be told why it was turned away"
+    }
+
+
 def test_one_after_the_other_starts_no_thread():
     with Served() as served:
         before = set(standing())
@@ -81,13 +97,34 @@ def test_one_after_the_other_starts_no_thread():
         assert served.threads <= before == set(standing())
 
 
-def test_where_there_is_no_thread_who_comes_is_turned_away_and_the_rest_goes_on(monkeypatch, caplog):
-    def start(thread):
-        raise RuntimeError("can't start new thread")
+def start_so_many(number):
+    """In the place of Thread.start: works so many times, and then the system has no thread left."""
+    left = [None] * number
+    start = threading.Thread.start
 
+    def start_or_fail(thread):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    return start_or_fail
+
+
+@pytest.mark.parametrize("number", range(WAITING))
+def test_where_there_are_not_enough_threads_to_begin_with_nothing_listens(monkeypatch, number):
+    served = Served()
+    monkeypatch.setattr(threading.Thread, "start", start_so_many(number))
+    with pytest.raises(RuntimeError, match="new thread"):
+        served.crew.start()
+    with pytest.raises(ConnectionRefusedError):
+        served.meet()
+
+
+def test_where_there_is_no_thread_who_comes_is_turned_away_and_the_rest_goes_on(monkeypatch, caplog):
     with Served() as served, ExitStack() as peers:
         with monkeypatch.context() as without:
-            without.setattr(threading.Thread, "start", start)
+            without.setattr(threading.Thread, "start", start_so_many(0))
             for _ in range(WAITING - 1):
                 assert peers.enter_context(served.meet()).recv(7) == b"welcome"
             with served.meet() as late:

@@ -53,7 +53,9 @@ def test_a_peer_that_takes_nothing_is_waited_for_so_long(line):
 
 
 def test_a_peer_that_takes_byte_by_byte_gains_no_time_by_it(line):
+    """It has room now and then, so that no single wait is too long."""
     ours, theirs = line
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # The least that the system has.
 
     def sip():
         while theirs.recv(1):
@@ -63,10 +65,17 @@ def test_a_peer_that_takes_byte_by_byte_gains_no_time_by_it(line):
     sipping.start()
     try:
         with pytest.raises(TimeoutError):
-            _fastpipe.send_words(ours.fileno(), LONG, timeout_s=SHORT_S)
+            _fastpipe.send_words(ours.fileno(), bytes(1024 * 1024), timeout_s=SHORT_S)
     finally:
         theirs.shutdown(socket.SHUT_RD)
         sipping.join()
+
+
+def test_who_waits_is_woken_where_the_line_is_cut(line, background):
+    ours = line[0]
+    receiving = background(_fastpipe.receive_words, ours.fileno(), timeout_s=2 * WAIT_S)
+    ours.shutdown(socket.SHUT_RDWR)
+    assert receiving.result(WAIT_S) == b""
 
 
 def test_a_peer_that_left_is_an_error(line):
@@ -84,5 +93,6 @@ def test_a_peer_that_left_is_an_error(line):
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
 def test_a_time_that_is_none_is_refused(line, timeout_s):
-    with pytest.raises(ValueError, match="above 0"):
-        _fastpipe.receive_words(line[0].fileno(), timeout_s=timeout_s)
+    for call in (_fastpipe.receive_words, lambda fd, **time: _fastpipe.send_words(fd, b"words", **time)):
+        with pytest.raises(ValueError, match=r"^timeout_s must be above 0"):
+            call(line[0].fileno(), timeout_s=timeout_s)

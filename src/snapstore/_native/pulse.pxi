@@ -1,7 +1,7 @@
 # The pulse of a transfer: what it looks at between two pieces of work and in every wait.
 #
-# Time, Ctrl-C, the caller's wish to stop, and the peer's silence. No buffers, no files. A wait is
-# cut into slices, so that a signal handler (which only the main thread may run) is never late.
+# Time, Ctrl-C, the caller's wish to stop, and the peer's silence. No buffers, no files. A wait that somebody may
+# want to stop is cut into slices, so that a signal handler (which only the main thread may run) is never late.
 #
 # Two rules say when a peer has fallen silent: one wait of `idle_ns_max` without a byte, or so much
 # waiting in all with fewer bytes than the least rate asks for. Only waiting counts: how long our own
@@ -10,6 +10,7 @@
 cdef enum:
     SLICE_MS = 50                # a wait this long, then a look around: half of what is promised
     SLICE_NS = 50 * 1000 * 1000
+    SLICE_MS_UNWATCHED = 1000    # nobody may stop it, but its descriptor may have been closed
 
     # Outcomes that are not an errno; all below the range of errno.
     SIGNALLED = -1001            # a signal handler raised; its exception is set
@@ -104,14 +105,13 @@ cdef int pulse_waited(Pulse* pulse, int64_t waited_ns) noexcept nogil:
 
 
 cdef int pulse_slice_ms(Pulse* pulse, int64_t began_ns) noexcept nogil:
-    """How long a wait may last before it has to look around, for poll(2)."""
+    """How long poll(2) may wait before there is something to look at."""
+    cdef int slice_ms = SLICE_MS if pulse.on_main or pulse.progress != NULL else SLICE_MS_UNWATCHED
     cdef int64_t left_ns
-    if pulse.on_main or pulse.progress != NULL:
-        return SLICE_MS
     if pulse.idle_ns_max < 0:
-        return -1                # nobody can stop it but the one it waits for
+        return slice_ms
     left_ns = max(began_ns + pulse.idle_ns_max - now_ns(), <int64_t>0)
-    return <int>min(left_ns / 1000000 + 1, <int64_t>INT_MAX)
+    return <int>min(left_ns / 1000000 + 1, <int64_t>slice_ms)
 
 
 cdef int pulse_wait_fd(Pulse* pulse, int fd, short events) noexcept nogil:

@@ -233,7 +233,7 @@ cdef struct FrameTarget:
     StreamTarget stream
     bint http_chunked            # each frame is a chunk of the HTTP body besides
     uint64_t kept_size           # what the receiver has already: its digests will do
-    char* scratch                # as large as a chunk, or a piece where none is gathered
+    char* scratch                # a chunk, or at least a piece where none is gathered
     size_t chunk_size
 
 

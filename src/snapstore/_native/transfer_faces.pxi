@@ -270,7 +270,8 @@ def send_frames(source, fd, *, size, chunk_size, kept=0, http_chunked=False, pro
     cdef uint64_t total = SIZE_UNKNOWN if size is None else check_size(size, "size")
     cdef int code, target_fd = fd
     # A chunk whose length is told beforehand goes out piece by piece; another is gathered first.
-    cdef _Scratch scratch = _Scratch(chunk_size if size is None or kept else max(1, min(PIECE_SIZE, chunk_size, size)))
+    cdef bint gathers = size is None or kept
+    cdef _Scratch scratch = _Scratch(chunk_size if gathers else max(1, min(PIECE_SIZE, chunk_size, size)))
     cdef _Digests digests = _Digests()
     cdef _Source opened = _Source(source, None, size)
     cdef FrameTarget target

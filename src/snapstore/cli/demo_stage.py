@@ -30,7 +30,7 @@ def check_room(directory: str, size: int) -> None:
 
 
 def file_system_of(directory: str) -> str:
-    """Return what it lies on, as `ext4 on /dev/vda1`; tmpfs is memory, and proves nothing of disks."""
+    """Return what `directory` lies on, as `ext4 on /dev/vda1`; tmpfs is memory, which proves nothing."""
     mount = mount_of(directory)
     return f"{mount.kind} on {mount.source}" if mount else "unknown"
 

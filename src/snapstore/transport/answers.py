@@ -65,7 +65,7 @@ class Answers:
         """Return the whole body behind `head`; TransportError beyond `size_max` bytes."""
         body = _fastpipe.Body(sock.fileno(), head.kept, head.body_length)
         data = bytearray()
-        piece = bytearray(min(size_max, _PIECE_SIZE))
+        piece = bytearray(min(size_max + 1, _PIECE_SIZE))  # One more than allowed is seen.
         try:
             while not body.ended:
                 count = body.readinto(piece, idle_timeout_s=self._idle_timeout_s, rate_min=self._rate_min)

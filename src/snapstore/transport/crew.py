@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("snapstore.transport")
 
-#: So many wait where nothing comes; those that a storm brought besides end. One will serve, one may be at the
-#: end of what came before, and one waits in their place.
+#: So many wait where nothing comes; those that a storm brought besides end. One of them would do, and another
+#: is started where the last one begins to serve: the rest is so that this is rare.
 WAITING = 3
 
 #: Where accept fails at once each time, as without descriptors, it must not eat a core.
@@ -28,9 +28,9 @@ _PAUSE_S = 0.05
 class Crew:
     """Serves what comes to `listener`, from its start until it is cut off.
 
-    `serve(connection)` has the connection to its end, on a thread of its own, and raises nothing; beyond
-    `connections_max` of them, or where there is no thread to wait in its place, `turn_away(connection)`
-    must be quick.
+    `serve(connection)` has the connection to its end, beside others. Beyond `connections_max` of them, or
+    where there is no thread to wait in its place, `turn_away(connection)` ends it, and must be quick.
+    `connections` are those that are being served, for anybody to look at.
     """
 
     def __init__(
@@ -46,17 +46,22 @@ class Crew:
         self._turn_away = turn_away
         self._connections_max = connections_max
         self._lock = threading.Lock()
+        self._pausing = threading.Lock()
         self._closing = False
-        self._waiting = 0
-        self._threads: set[threading.Thread] = set()
-        #: What is being served.
-        self.connections: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()  # Some may have ended.
+        self._waiting: set[threading.Thread] = set()
+        self.connections: frozenset[socket.socket] = frozenset()
 
     def start(self) -> None:
-        """Accept from now on."""
-        with self._lock:
-            for _ in range(WAITING):
-                self._add()
+        """Accept from now on. RuntimeError where the system has not enough threads; nothing is left then."""
+        try:
+            with self._lock:
+                for _ in range(WAITING):
+                    self._add()
+        except RuntimeError:
+            self.cut_off()
+            self.join()
+            raise
 
     @property
     def closing(self) -> bool:
@@ -67,6 +72,7 @@ class Crew:
         """Stop accepting, and cut the connections; whether this call was the first."""
         with self._lock:
             first, self._closing = not self._closing, True
+            # Under the lock, which no connection outlives: another's descriptor must not be hit.
             for connection in self.connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -83,28 +89,27 @@ class Crew:
         self._listener.close()
 
     def _add(self) -> None:
-        """Have one more thread wait; the lock is held. Raises RuntimeError where the system has none."""
+        """Have one more thread wait; the lock is held, so that `join` knows each that runs."""
         thread = threading.Thread(target=self._work, name="snapstore-connection", daemon=True)
         thread.start()
-        self._threads.add(thread)
-        self._waiting += 1
+        self._threads = {thread, *filter(threading.Thread.is_alive, self._threads)}
+        self._waiting.add(thread)
 
     def _work(self) -> None:
         try:
             while (connection := self._accept()) is not None:
                 if not self._admit(connection):
-                    self._turn_away(connection)
+                    self._refuse(connection)
                     continue
                 try:
                     self._serve(connection)
                 finally:
-                    with self._lock:
-                        self.connections.discard(connection)
-                if not self._stays():
+                    stays = self._leave(connection)
+                if not stays:
                     return
         finally:
             with self._lock:
-                self._threads.discard(threading.current_thread())
+                self._waiting.discard(threading.current_thread())
 
     def _accept(self) -> socket.socket | None:
         while True:
@@ -115,26 +120,36 @@ class Crew:
                     return None
                 # Too many descriptors, or a peer that left in the queue: others may still come.
                 logger.warning("accept failed: %s", error)
-                threading.Event().wait(_PAUSE_S)
+                with self._pausing:  # One after the other: what keeps one from accepting keeps all.
+                    threading.Event().wait(_PAUSE_S)
 
     def _admit(self, connection: socket.socket) -> bool:
         """Whether to serve it; somebody else waits for the next one then."""
+        thread = threading.current_thread()
         with self._lock:
             if self._closing or len(self.connections) >= self._connections_max:
                 return False
-            if self._waiting == 1:
+            if self._waiting == {thread}:
                 try:
                     self._add()
                 except RuntimeError as error:  # The system has no thread left for us.
                     logger.warning("no thread: %s", error)
                     return False
-            self._waiting -= 1
-            self.connections.add(connection)
+            self._waiting.discard(thread)
+            self.connections |= {connection}
             return True
 
-    def _stays(self) -> bool:
-        """Whether who has served is to wait for another connection."""
+    def _refuse(self, connection: socket.socket) -> None:
+        try:
+            self._turn_away(connection)
+        except Exception:
+            logger.exception("a peer could not be told why it was turned away")
+
+    def _leave(self, connection: socket.socket) -> bool:
+        """Count the connection out; whether its thread is to wait for another."""
         with self._lock:
-            stays = self._waiting < WAITING
-            self._waiting += stays
+            self.connections -= {connection}
+            stays = len(self._waiting) < WAITING
+            if stays:
+                self._waiting.add(threading.current_thread())
             return stays

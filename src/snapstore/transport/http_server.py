@@ -120,7 +120,11 @@ class SnapshotServer:
         self._crew = Crew(
             listener, serve=self._serve, turn_away=self._turn_away, connections_max=connections_max
         )
-        self._crew.start()
+        try:
+            self._crew.start()
+        except BaseException:
+            self._remove_name()
+            raise
 
     address: Address
 
@@ -143,7 +147,12 @@ class SnapshotServer:
         first = self._crew.cut_off()
         self.receiver.close()
         self._crew.join()
-        if first and self.address.path is not None:
+        if first:
+            self._remove_name()
+
+    def _remove_name(self) -> None:
+        """What a Unix socket leaves in the file system."""
+        if self.address.path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.address.path)
 
