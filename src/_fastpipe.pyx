@@ -87,7 +87,7 @@ cdef extern from * nogil:
 
     ssize_t recv(int fd, void* buffer, size_t size, int flags) noexcept
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags) noexcept
-    const int MSG_DONTWAIT, MSG_NOSIGNAL
+    const int MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL
     cdef struct iovec:
         void* iov_base
         size_t iov_len

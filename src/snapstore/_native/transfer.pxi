@@ -67,6 +67,7 @@ cdef struct StreamTarget:
     bint is_pipe
     bint nowait_refused
     bint heeds_answer            # a peer that speaks while we send has said all it will
+    bint more                    # follows at once: what a packet has room for may wait for it
 
 cdef void target_look(StreamTarget* target, int fd) noexcept nogil:
     cdef struct_stat status
@@ -82,7 +83,7 @@ cdef ssize_t target_write_some(StreamTarget* target, const char* data, size_t si
     cdef iovec vector
     cdef ssize_t count
     if target.is_socket:
-        return c_send(target.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        return c_send(target.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if target.more else 0))
     if not target.is_pipe:
         return write(target.fd, data, min(size, <size_t>PIECE_SIZE))
     if not target.nowait_refused:
@@ -237,6 +238,15 @@ cdef struct FrameTarget:
     size_t chunk_size
 
 
+cdef int frame_words(FrameTarget* target, const char* words, size_t size, bint more, Pulse* pulse) noexcept nogil:
+    """A head or a foot; a peer that gets a packet for each is woken for each."""
+    cdef int code
+    target.stream.more = more
+    code = target_write(&target.stream, words, size, pulse)
+    target.stream.more = False
+    return code
+
+
 cdef int frame_open(FrameTarget* target, uint32_t magic, size_t length, uint64_t offset,
                     Pulse* pulse) noexcept nogil:
     cdef char head[64]
@@ -245,17 +255,17 @@ cdef int frame_open(FrameTarget* target, uint32_t magic, size_t length, uint64_t
     if target.http_chunked:
         start = snprintf(head, 32, b"%zx\r\n", carried + FRAME_HEAD_SIZE + FRAME_FOOT_SIZE)
     frame_pack(head + start, magic, <uint32_t>length, offset)
-    return target_write(&target.stream, head, start + FRAME_HEAD_SIZE, pulse)
+    return frame_words(target, head, start + FRAME_HEAD_SIZE, True, pulse)
 
 
-cdef int frame_close(FrameTarget* target, uint32_t digest, bint last, Pulse* pulse) noexcept nogil:
+cdef int frame_close(FrameTarget* target, uint32_t digest, bint last, bint more, Pulse* pulse) noexcept nogil:
     cdef char foot[16]
     cdef uint32_t word = htobe32(digest)
     memcpy(foot, &word, FRAME_FOOT_SIZE)
     memcpy(foot + FRAME_FOOT_SIZE, <const char*>b"\r\n0\r\n\r\n", 7)
     if not target.http_chunked:
-        return target_write(&target.stream, foot, FRAME_FOOT_SIZE, pulse)
-    return target_write(&target.stream, foot, FRAME_FOOT_SIZE + (7 if last else 2), pulse)
+        return frame_words(target, foot, FRAME_FOOT_SIZE, more, pulse)
+    return frame_words(target, foot, FRAME_FOOT_SIZE + (7 if last else 2), more, pulse)
 
 
 cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* digests, size_t length,
@@ -296,7 +306,7 @@ cdef int64_t frame_send(FrameTarget* target, SourceState* source, Digests* diges
         done += count
         count = 0
     if code == 0:
-        code = frame_close(target, digest, False, pulse)
+        code = frame_close(target, digest, False, source.left == 0, pulse)
     if code == 0:
         code = digests_add(digests, digest, length)
     return code if code else <int64_t>length
@@ -317,4 +327,4 @@ cdef int frames_out(FrameTarget* target, SourceState* source, uint64_t size, Dig
     code = source_at_end(source, pulse) if size != SIZE_UNKNOWN else 0
     if code == 0:
         code = frame_open(target, END_MAGIC, 0, digests.size, pulse)
-    return code if code else frame_close(target, digests.whole, True, pulse)
+    return code if code else frame_close(target, digests.whole, True, False, pulse)

@@ -118,9 +118,10 @@ class EtcdSender:
         ]
         if peer_urls:
             fields.append(("X-Peerurls", ",".join(peer_urls)))
-        with self._dialer.connected(url) as (sock, address):
-            # No token: it is for our own peers.
-            call = Call("POST", "/raft/snapshot", [("Host", address.http_host), *fields])
+        address = self._dialer.check(url)
+        # No token: it is for our own peers.
+        call = Call("POST", "/raft/snapshot", [("Host", address.http_host), *fields])
+        with self._dialer.connected(url, address) as sock:
             sent = self._send_body(sock, call.head + prefix, image, source, proof, progress, urgent)
             with naming(url):
                 patience_s = self._answer_timeout_s if sent else _LAST_WORDS_S

@@ -68,12 +68,13 @@ class Dialer:
         return [("Host", address.http_host), *token_headers(self._token)]
 
     @contextmanager
-    def connected(self, url: str) -> Iterator[tuple[socket.socket, Address]]:
+    def connected(self, url: str, address: Address) -> Iterator[socket.socket]:
         """Yield a line to the peer at `url`, plain for whoever uses it, with limits of his own for each wait.
 
-        Raises ValueError, PeerUnreachable, and PeerUntrusted where the peers' TLS does not fit.
+        `address` is what `check` made of the URL. What is to be said first is best at hand before: who
+        accepts has to wait for it. Raises PeerUnreachable, and PeerUntrusted where the peers' TLS does not
+        fit.
         """
-        address = self.check(url)
         until_s = time.monotonic() + self._deadlines.connect_timeout_s
         try:
             network = connect(address, self._deadlines.connect_timeout_s)
@@ -82,9 +83,9 @@ class Dialer:
         with network, self._severance.over(network) if self._severance else nullcontext():
             if address.tls and self._tls is not None:
                 with self._secured(network, url, address, self._tls, until_s) as plain:
-                    yield plain, address
+                    yield plain
             else:
-                yield network, address
+                yield network
 
     @contextmanager
     def _secured(

@@ -63,9 +63,11 @@ class Push:
 
     def _try(self) -> SentSnapshot:
         self.transfer.begin_attempt()
-        with self.dialer.connected(self.url) as (sock, address):
+        address = self.dialer.check(self.url)
+        call = self._offer_call(address)
+        with self.dialer.connected(self.url, address) as sock:
             with naming(self.url):
-                call = self._make_offer(sock, address)
+                _fastpipe.send_words(sock.fileno(), call.head, timeout_s=self.deadlines.idle_timeout_s)
                 answer = call.read_answer(sock, self.deadlines.offer_timeout_s, or_continue=True)
                 if answer.status != HTTPStatus.CONTINUE:
                     sent = believed(self.url, self.answers.read_sent(sock, answer, self.offer), None)
@@ -82,11 +84,9 @@ class Push:
                 sent = self.answers.read_sent(sock, answer, self.offer, kept)
         return believed(self.url, sent, copied)
 
-    def _make_offer(self, sock: socket.socket, address: Address) -> Call:
+    def _offer_call(self, address: Address) -> Call:
         headers = [*self.dialer.headers(address), *self.offer.headers(), ("Expect", "100-continue")]
-        call = Call("PUT", f"/v1/snapshots/{self.offer.meta.index}", headers)
-        _fastpipe.send_words(sock.fileno(), call.head, timeout_s=self.deadlines.idle_timeout_s)
-        return call
+        return Call("PUT", f"/v1/snapshots/{self.offer.meta.index}", headers)
 
     def _send_body(self, sock: socket.socket, kept: int) -> _fastpipe.Copied | None:
         """Send all of the stream; None where the line broke: the peer left, or answered in the middle."""

@@ -33,10 +33,9 @@ class Questions:
         self, url: str, target: str, more: Sequence[tuple[str, str]] = ()
     ) -> Iterator[tuple[socket.socket, Head]]:
         """Ask for `target` with `more` headers; yield the line, and the head of an answer that is a yes."""
-        with self._dialer.connected(url) as (sock, address), naming(url):
-            headers = [*self._dialer.headers(address), ("Connection", "close"), *more]
-            call = Call("GET", target, headers)
-            limits = self._deadlines
+        address, limits = self._dialer.check(url), self._deadlines
+        call = Call("GET", target, [*self._dialer.headers(address), ("Connection", "close"), *more])
+        with self._dialer.connected(url, address) as sock, naming(url):
             _fastpipe.send_words(sock.fileno(), call.head, timeout_s=limits.idle_timeout_s)
             head = call.read_answer(sock, limits.offer_timeout_s)
             if head.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
