@@ -24,8 +24,8 @@ WARMUP_ROUNDS = 10
 SMALL = 4 * 1024
 
 #: What ours may cost, by the bare calls, before something is broken. With a core for each side and bare calls
-#: of 0.6 ms it is 1.5 for a save and 3.4 to 4.1 end to end: about a millisecond more than a save, which are
-#: five messages between two processes and their heads. The longer the disk takes, the less that is.
+#: of 0.7 ms it is 1.5 for a save and 3.3 end to end: about a millisecond more than a save, which are four
+#: messages between two processes and their heads. The longer the disk takes, the less that is.
 SAVE_CEILING = 4.0
 END_TO_END_CEILING = 8.0
 
