@@ -8,30 +8,47 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Pieces:
-    """A socket's twin for heads: gives `data` in pieces of `sizes` bytes, in turn, then the end."""
+    """A peer that says `data` in pieces of `sizes` bytes, in turn, and then leaves; for heads.
+
+    Each time somebody asks for the descriptor, to receive from it, the next piece is there: so no piece is
+    received together with another.
+    """
 
     def __init__(self, data: bytes, sizes: bytes) -> None:
         self._data = data
         self._sizes = sizes or b"\xff"
         self._turn = 0
+        self._near, self._far = socket.socketpair()
 
-    def settimeout(self, timeout_s: float) -> None:
-        """Nothing here takes time."""
-
-    def recv(self, size: int) -> bytes:
-        """Return the next piece."""
-        count = min(size, 1 + self._sizes[self._turn % len(self._sizes)])
+    def fileno(self) -> int:
+        """Return the descriptor that the next piece, or the end, is received from."""
+        count = 1 + self._sizes[self._turn % len(self._sizes)]
         self._turn += 1
         piece, self._data = self._data[:count], self._data[count:]
-        return piece
+        if piece:
+            self._far.sendall(piece)
+        else:
+            self._far.close()
+        return self._near.fileno()
 
     @property
     def left(self) -> bytes:
         """What nobody asked for."""
         return self._data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._near.close()
+        self._far.close()
 
 
 @contextlib.contextmanager
