@@ -16,7 +16,7 @@ import pytest
 from snapstore import SnapshotDir
 from snapstore.bench.content import PIECE_SIZE, Content
 from snapstore.bench.report import Line
-from snapstore.bench.saves import INDEX, forget, save_through_pipe
+from snapstore.bench.saves import INDEX, forget, through_pipe
 from snapstore.bench.stage import Stage
 from snapstore.bench.walks import STORED, Follower
 from snapstore.bench.ways import Way
@@ -111,7 +111,9 @@ def test_save_grows(race, benchmark, stage, tmp_path):
             snapshot = Repeated(stage.source, times)
 
             def save():
-                save_through_pipe(directory, snapshot.write_to, size=snapshot.size)
+                through_pipe(
+                    snapshot.write_to, lambda reader: directory.save_from(reader, INDEX, size=snapshot.size)
+                )
 
             def check():
                 snapshot.check(directory.get_snap_file_path(INDEX))

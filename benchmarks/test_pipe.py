@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 
 from snapstore import _fastpipe
 from snapstore.bench.cache import load
 from snapstore.bench.report import Line
+from snapstore.bench.saves import through_pipe
 from snapstore.bench.ways import Way
 
 #: A buffer for bare reads that stays in a core's cache, and two that ask the kernel more rarely.
@@ -45,23 +45,15 @@ def digest(reader):
     return _fastpipe.digest(reader).size
 
 
-def through_pipe(name, read, fd, size):
+def pipe_way(name, read, fd, size):
     """One thread has the core read the file into the pipe, TIMES times; this one reads the pipe by `read`."""
 
+    def feed(writer):
+        for _ in range(TIMES):
+            writer.copy_from_fd(fd, 0, size)
+
     def move():
-        reader, writer = _fastpipe.pipe()
-
-        def feed():
-            with writer:
-                for _ in range(TIMES):
-                    writer.copy_from_fd(fd, 0, size)
-
-        feeder = threading.Thread(target=feed)
-        feeder.start()
-        with reader:
-            done = read(reader)
-        feeder.join()
-        assert done == TIMES * size
+        assert through_pipe(feed, read) == TIMES * size
 
     return Way(name, move)
 
@@ -71,15 +63,15 @@ def test_page_cache_through_the_pipe(race, content, size, tmp_path):
     load(tmp_path / "source")
     with open(tmp_path / "source", "rb") as file:
         lent, digested = (
-            through_pipe(name, read, file.fileno(), size)
+            pipe_way(name, read, file.fileno(), size)
             for name, read in (("pipe read in Python", lend), ("pipe read by the core", digest))
         )
         reads = [bare_reads(file.fileno(), size, buffer_size) for buffer_size in BUFFER_SIZES]
-        ways = [lent, lent.busy(), digested, digested.busy(), *reads]
-        comparison = race.run(ways, size=TIMES * size)
+        lent_busy, digested_busy = lent.busy(), digested.busy()
+        comparison = race.run([lent, lent_busy, digested, digested_busy, *reads], size=TIMES * size)
         bare = comparison.fastest(*(way.name for way in reads))
         race.judge(
             Line("bare-pipe-against-pread", lent.name, bare),
-            Line("bare-pipe-busy-against-idle", lent.busy().name, lent.name),
-            Line("digested-pipe-busy-against-idle", digested.busy().name, digested.name),
+            Line("bare-pipe-busy-against-idle", lent_busy.name, lent.name),
+            Line("digested-pipe-busy-against-idle", digested_busy.name, digested.name),
         )

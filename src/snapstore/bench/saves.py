@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from snapstore._fastpipe import pipe
 from snapstore.bench.cache import evict
@@ -13,9 +13,11 @@ from snapstore.bench.ways import Way
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from snapstore._fastpipe import PipeWriter
+    from snapstore._fastpipe import PipeReader, PipeWriter
     from snapstore.bench.stage import Stage
     from snapstore.directory import SnapshotDir
+
+T = TypeVar("T")
 
 #: Of the snapshot that is saved, verified and removed in each round.
 INDEX = 1
@@ -33,7 +35,9 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
             directory.save_from(file, INDEX)
 
     def from_pipe() -> None:
-        save_through_pipe(directory, lambda writer: writer.write(content.memory))
+        through_pipe(
+            lambda writer: writer.write(content.memory), lambda reader: directory.save_from(reader, INDEX)
+        )
 
     def check() -> None:
         content.check(directory.get_snap_file_path(INDEX))
@@ -47,12 +51,10 @@ def save_ways(stage: Stage, directory: SnapshotDir) -> Sequence[Way]:
     ]
 
 
-def save_through_pipe(
-    directory: SnapshotDir, write: Callable[[PipeWriter], object], *, size: int | None = None
-) -> None:
-    """Save as INDEX what `write` puts into a pipe on a thread of its own, which ends with the save.
+def through_pipe(write: Callable[[PipeWriter], object], read: Callable[[PipeReader], T]) -> T:
+    """Return what `read` makes of what `write` puts into a pipe, on a thread of its own, which ends with it.
 
-    `size` in bytes, where it is known before. Raises what the save or `write` does.
+    Raises what either does.
     """
     reader, writer = pipe()
     feeder = threading.Thread(target=_feed, args=(writer, write), name="bench-feeder")
@@ -60,7 +62,7 @@ def save_through_pipe(
     try:
         # Closed, whatever comes: the feeder must not wait for one who has left.
         with reader:
-            directory.save_from(reader, INDEX, size=size)
+            return read(reader)
     finally:
         feeder.join()
 
@@ -72,6 +74,6 @@ def forget(directory: SnapshotDir, index: int) -> None:
 
 
 def _feed(writer: PipeWriter, write: Callable[[PipeWriter], object]) -> None:
-    # What goes wrong at one end of a pipe is raised at the other one, too: the save tells it.
+    # What goes wrong at one end of a pipe is raised at the other one, too: who reads tells it.
     with suppress(Exception), writer:
         write(writer)
