@@ -13,7 +13,7 @@ STORM = 8
 
 
 class Served:
-    """A crew whose connections stay until the peer leaves; `busy` of them are with it now."""
+    """A crew whose connections stay until the peer leaves; `threads` are those that served one."""
 
     def __init__(self, connections_max=STORM):
         self.threads, self.turned_away = set(), []

@@ -53,12 +53,12 @@ class Crew:
         self.connections: frozenset[socket.socket] = frozenset()
 
     def start(self) -> None:
-        """Accept from now on. RuntimeError where the system has not enough threads; nothing is left then."""
+        """Accept from now on, or leave nothing: RuntimeError where the system has not enough threads."""
         try:
             with self._lock:
                 for _ in range(WAITING):
                     self._add()
-        except RuntimeError:
+        except BaseException:
             self.cut_off()
             self.join()
             raise
